@@ -1,0 +1,111 @@
+"""The seam to the chain: what payments, node and gateway ask of it, and nothing more.
+
+Implementations: `client.EvmChain` (any JSON-RPC URL), `memory.MemoryChain` (the simulator),
+`memory.FailingChain` (wraps one of them and fails on demand). Amounts are base units of the token,
+times are UNIX seconds, addresses 20 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from inferpool.protocol.voucher import ChannelConfig, Voucher
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelState:
+    """One channel as the contract holds it."""
+
+    balance: int  # deposited in all, less refunds and withdrawals
+    total_claimed: int
+    withdraw_amount: int  # of a withdrawal under way, else 0
+    withdraw_started_s: int  # 0 where none is under way
+    refund_nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim of one channel: the best voucher and the cumulative total to take from it."""
+
+    config: ChannelConfig
+    voucher: Voucher
+    total_claimed: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionReceipt:
+    """A mined transaction; `gas_used` in gas, `fee_wei` what it cost the sender."""
+
+    transaction_hash: bytes
+    block_number: int
+    gas_used: int
+    fee_wei: int
+
+
+@dataclass(frozen=True, slots=True)
+class DepositAuthorization:
+    """An EIP-3009 authorisation to fund a channel, signed by the payer's cold key.
+
+    The nonce of the transfer is keccak256(abi.encode(channelId, salt)); times are UNIX seconds.
+    """
+
+    valid_after_s: int
+    valid_before_s: int
+    salt: int
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """One node of the registry, rebuilt from its events."""
+
+    owner: bytes
+    node: bytes  # address of the hot key that signs offers and receipts
+    endpoint: str
+    stake: int
+
+
+class Chain(Protocol):
+    """What the rest of Inferpool needs of a chain. Every call may raise `Unavailable`
+    (`chain_unavailable`: try again) or `Refused` (`chain_reverted`: the chain said no)."""
+
+    chain_id: int
+
+    async def now_s(self) -> int:
+        """Time of the latest block."""
+        ...
+
+    async def channel(self, channel_id: bytes) -> ChannelState:
+        """One channel's state; all zero where it was never funded."""
+        ...
+
+    async def token_balance(self, token: bytes, owner: bytes) -> int:
+        """Base units of `token` that `owner` holds."""
+        ...
+
+    async def deposit(
+        self, config: ChannelConfig, amount: int, authorization: DepositAuthorization
+    ) -> TransactionReceipt:
+        """Fund a channel by EIP-3009; anyone may send it, the authorisation is what counts."""
+        ...
+
+    async def claim(self, claims: Sequence[Claim]) -> TransactionReceipt:
+        """Claim up to 100 channels of one receiver in one transaction.
+
+        Sent by the receiver, its authoriser, or by anyone with the authoriser's signature.
+        """
+        ...
+
+    async def settle(self, receiver: bytes, token: bytes) -> TransactionReceipt:
+        """Pay out to the receiver all that was claimed for it."""
+        ...
+
+    async def withdrawing(self, receiver: bytes, since_block: int) -> tuple[list[bytes], int]:
+        """Channel ids on which a withdrawal was started since a block, and the next block."""
+        ...
+
+    async def registrations(self) -> list[Registration]:
+        """All nodes that are registered now."""
+        ...

@@ -1,0 +1,1 @@
+"""Adapters to engines: what runs a model. One contract, whatever is behind it."""

@@ -1,0 +1,1 @@
+"""Keys: who may sign what, how keys are kept, and how signatures are made and checked."""

@@ -1,0 +1,19 @@
+"""Names of the headers that a hop adds, in lower case as ASGI carries them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+VERSION: Final = b"inferpool-version"
+VERSION_SPOKEN: Final = b"1"
+REQUEST_ID: Final = b"inferpool-request-id"
+OFFER: Final = b"inferpool-offer"
+RECEIPT: Final = b"inferpool-receipt"
+NODE: Final = b"inferpool-node"
+COST: Final = b"inferpool-cost-pico-usd"
+
+PAYMENT_SIGNATURE: Final = b"payment-signature"
+PAYMENT_REQUIRED: Final = b"payment-required"
+PAYMENT_RESPONSE: Final = b"payment-response"
+
+INFERENCE_HEADER_LENGTH: Final = b"inference-header-content-length"

@@ -1,0 +1,57 @@
+"""Every bound in one place, with its reason. Sizes in bytes, times in the unit of their name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Bodies: a 1 M token prompt is about 4 MB of text; a batch of images or rows is larger.
+BODY_CHAT_MAX: Final = 8 * 1024 * 1024
+BODY_TENSOR_MAX: Final = 64 * 1024 * 1024
+ANSWER_MAX: Final = 64 * 1024 * 1024
+PAYMENT_HEADER_MAX: Final = 16 * 1024  # base64 of a deposit payload is 2 kB
+
+# What a stranger's node or gateway may make us parse.
+OFFER_MAX: Final = 64 * 1024
+OFFER_SERVICES_MAX: Final = 128
+OFFER_ENDPOINTS_MAX: Final = 8
+RECEIPT_MAX: Final = 4 * 1024
+RECEIPTS_PAGE_MAX: Final = 256
+TEXT_MAX: Final = 256  # names, classes, URLs inside signed objects
+
+# Chat
+MESSAGES_MAX: Final = 4096
+STOP_MAX: Final = 4  # OpenAI's own bound
+STOP_TEXT_MAX: Final = 256
+OUTPUT_UNITS_MAX: Final = 1_000_000
+RESUME_MAX: Final = 1_000_000
+TENSORS_MAX: Final = 64
+RANK_MAX: Final = 8
+ROWS_MAX: Final = 65_536
+
+# Times
+CLOCK_SKEW_MS: Final = 30_000  # strangers' clocks
+OFFER_VALID_MS: Final = 600_000
+OFFER_RENEW_MS: Final = 240_000  # a new offer well before the old one ends
+LEASE_EVERY_MS: Final = 10_000
+LEASE_VALID_MS: Final = 30_000
+HEARTBEAT_MS: Final = 1_000
+SILENCE_MS: Final = 3_000
+CONNECT_TIMEOUT_S: Final = 5.0
+ANSWER_TIMEOUT_S: Final = 120.0
+FIRST_BYTE_TIMEOUT_S: Final = 60.0
+OFFER_FETCH_TIMEOUT_S: Final = 3.0
+DISCOVERY_AT_ONCE: Final = 64
+EVIDENCE_KEPT_MS: Final = 600_000
+EVIDENCE_KEPT_MAX: Final = 10_000
+
+# Money
+VOUCHER_RETRIES_MAX: Final = 3  # late vouchers under concurrency: 1.8 % at 32 in flight
+ATTEMPTS_MAX: Final = 4  # one request: the first node, then three others
+CHANNELS_MAX: Final = 100_000
+CLAIM_BATCH_MAX: Final = 100  # rows in one claim transaction
+WITHDRAW_DELAY_ACCEPTED_S: Final = 86_400  # a payer locks money for a day at most
+
+# Queues
+QUEUE_MAX: Final = 64  # calls waiting for a slot of one service
+CONCURRENT_MAX: Final = 1024  # requests at once in one process
+REQUEST_IDS_KEPT_MAX: Final = 1_000_000

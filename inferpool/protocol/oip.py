@@ -1,0 +1,199 @@
+"""The Open Inference Protocol, V2, over REST: a request's shape and size, without numpy.
+
+A body is JSON, or JSON followed by the raw data of the inputs whose parameters give a
+`binary_data_size`; the header `Inference-Header-Content-Length` is the length of the JSON part.
+The gateway reads only this; the node turns the parts into tensors.
+Source: KServe's Open Inference Protocol and Triton's binary tensor data extension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Final, NoReturn
+
+from inferpool.protocol.chat import read_json
+from inferpool.protocol.errors import BadRequest
+from inferpool.protocol.job import Job, Task
+from inferpool.protocol.limits import BODY_TENSOR_MAX, RANK_MAX, ROWS_MAX, TENSORS_MAX, TEXT_MAX
+
+# Bytes of one element; BYTES has no fixed size.
+DATATYPES: Final[dict[str, int]] = {
+    "BOOL": 1,
+    "UINT8": 1,
+    "UINT16": 2,
+    "UINT32": 4,
+    "UINT64": 8,
+    "INT8": 1,
+    "INT16": 2,
+    "INT32": 4,
+    "INT64": 8,
+    "FP16": 2,
+    "FP32": 4,
+    "FP64": 8,
+    "BYTES": 0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class InputTensor:
+    """One input as it was sent: raw little-endian bytes, or JSON data (flat or nested)."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    raw: bytes | None
+    data: object
+
+
+@dataclass(frozen=True, slots=True)
+class OutputWish:
+    """An output that the caller asked for by name."""
+
+    name: str
+    binary: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A valid request. `outputs` empty: all of them, `binary_outputs` says in which form."""
+
+    model: str
+    id: str
+    inputs: tuple[InputTensor, ...]
+    outputs: tuple[OutputWish, ...]
+    binary_outputs: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows to price: the first dimension of the first input, 1 for a scalar."""
+        shape = self.inputs[0].shape
+        return shape[0] if shape else 1
+
+    @property
+    def job(self) -> Job:
+        """The request's size."""
+        return Job(task=Task.TENSOR, model=self.model, rows=self.rows)
+
+    @classmethod
+    def parse(cls, model: str, data: bytes, header_length: bytes | None) -> InferRequest:
+        """Validate a body. Raises BadRequest(invalid_tensor and others)."""
+        return _parse(model, data, header_length)
+
+
+def _fail(param: str, message: str, code: str = "invalid_tensor") -> NoReturn:
+    raise BadRequest(message, code=code, param=param)
+
+
+def _parse(model: str, data: bytes, header_length: bytes | None) -> InferRequest:
+    if len(data) > BODY_TENSOR_MAX:
+        raise BadRequest(f"The body is over {BODY_TENSOR_MAX} bytes.", code="body_too_large")
+    head, raw = _split(data, header_length)
+    body = read_json(head, BODY_TENSOR_MAX)
+    inputs = body.get("inputs")
+    if not isinstance(inputs, list) or not 0 < len(inputs) <= TENSORS_MAX:
+        _fail("inputs", f"inputs must be a list of 1 to {TENSORS_MAX} tensors.")
+    tensors, offset = [], 0
+    for i, item in enumerate(inputs):
+        tensor, used = _input(item, f"inputs[{i}]", raw[offset:] if raw else b"")
+        tensors.append(tensor)
+        offset += used
+    if offset != len(raw):
+        _fail("inputs", f"{len(raw) - offset} bytes of binary data belong to no input.")
+    request = InferRequest(
+        model=model,
+        id=_id(body.get("id")),
+        inputs=tuple(tensors),
+        outputs=_outputs(body.get("outputs")),
+        binary_outputs=_parameters(body, "parameters").get("binary_data_output") is True,
+    )
+    if not 0 < request.rows <= ROWS_MAX:
+        _fail("inputs[0].shape", f"a request must have 1 to {ROWS_MAX} rows.")
+    return request
+
+
+def _split(data: bytes, header_length: bytes | None) -> tuple[bytes, memoryview]:
+    if header_length is None:
+        return data, memoryview(b"")
+    if not header_length.isdigit() or len(header_length) > 12 or int(header_length) > len(data):
+        _fail(
+            "Inference-Header-Content-Length",
+            "Inference-Header-Content-Length must be the length of the JSON part.",
+            "invalid_request",
+        )
+    length = int(header_length)
+    return data[:length], memoryview(data)[length:]
+
+
+def _id(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > TEXT_MAX:
+        _fail("id", f"id must be a string of at most {TEXT_MAX} characters.", "invalid_request")
+    return value
+
+
+def _parameters(item: dict[str, object], path: str) -> dict[str, object]:
+    value = item.get("parameters")
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        _fail(path, f"{path} must be an object.", "invalid_request")
+    return value
+
+
+def _input(item: object, path: str, raw: memoryview | bytes) -> tuple[InputTensor, int]:
+    if not isinstance(item, dict):
+        _fail(path, f"{path} must be an object with name, shape, datatype and data.")
+    name, datatype = item.get("name"), item.get("datatype")
+    if not isinstance(name, str) or not 0 < len(name) <= TEXT_MAX:
+        _fail(f"{path}.name", f"{path}.name must name an input of the model.")
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
+        _fail(f"{path}.datatype", f"{path}.datatype must be one of {', '.join(DATATYPES)}.")
+    shape = _shape(item.get("shape"), f"{path}.shape")
+    size = _parameters(item, f"{path}.parameters").get("binary_data_size")
+    if size is None:
+        if "data" not in item:
+            _fail(f"{path}.data", f"{path} has neither data nor binary_data_size.")
+        return InputTensor(name, datatype, shape, None, item["data"]), 0
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(raw):
+        _fail(f"{path}.parameters", f"{path}: binary_data_size is not what the body holds.")
+    width = DATATYPES[datatype]
+    if width and size != width * prod(shape):
+        _fail(
+            f"{path}.parameters",
+            f"{path}: {datatype} of shape {list(shape)} takes {width * prod(shape)} bytes,"
+            f" not {size}.",
+        )
+    return InputTensor(name, datatype, shape, bytes(raw[:size]), None), size
+
+
+def _shape(value: object, path: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > RANK_MAX:
+        _fail(path, f"{path} must be a list of at most {RANK_MAX} sizes.")
+    for size in value:
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= BODY_TENSOR_MAX:
+            _fail(path, f"{path} must hold sizes from 0 up.")
+    if prod(value) > BODY_TENSOR_MAX:
+        _fail(path, f"{path} is over {BODY_TENSOR_MAX} elements.")
+    return tuple(value)
+
+
+def _outputs(value: object) -> tuple[OutputWish, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > TENSORS_MAX:
+        _fail("outputs", f"outputs must be a list of at most {TENSORS_MAX} objects.")
+    wishes = []
+    for i, item in enumerate(value):
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            _fail(f"outputs[{i}]", f"outputs[{i}] must be an object with a name.")
+        parameters = _parameters(item, f"outputs[{i}].parameters")
+        if "classification" in parameters:
+            _fail(
+                f"outputs[{i}].parameters",
+                "The classification extension is not served.",
+                "unsupported_parameter",
+            )
+        wishes.append(OutputWish(item["name"], parameters.get("binary_data") is True))
+    return tuple(wishes)

@@ -1,0 +1,186 @@
+"""Receipts: the node's signed word on one attempt. No receipt, no charge; one per request id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from inferpool.protocol import eip712
+from inferpool.protocol.encoding import (
+    canonical,
+    from_base64,
+    number,
+    parse,
+    to_base64,
+    to_hex,
+)
+from inferpool.protocol.errors import Refused
+from inferpool.protocol.limits import RECEIPT_MAX, TEXT_MAX
+from inferpool.protocol.usage import Usage
+from inferpool.protocol.wire import Reader
+
+_U64: Final = eip712.UINT64_MAX
+_U128: Final = eip712.UINT128_MAX
+_RECEIPT_TYPE: Final = eip712.keccak256(
+    b"Receipt(bytes32 requestId,bytes32 requestHash,bytes32 responseHash,bytes32 evidenceHash,"
+    b"bytes32 manifest,string class,bytes32 offerHash,bytes32 channelId,uint64 seq,"
+    b"uint64 promptUnits,uint64 outputUnits,uint128 chargePico,uint128 chargedTotal,uint64 seed,"
+    b"uint64 startedMs,uint64 endedMs,uint8 outcome)"
+)
+
+
+class Outcome(IntEnum):
+    """How an attempt ended; what was sent is charged in each case."""
+
+    COMPLETE = 0
+    CANCELLED = 1  # the payer left
+    FAILED = 2  # the engine failed in the middle; the node lived to say so
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Hashes are SHA-256, amounts pico-USD, times UNIX ms.
+
+    `charged_total_pico_usd` is the channel's exact total with this charge; `seq` counts the
+    channel's receipts from 1, so that a payer that lost one can ask for it.
+    """
+
+    request_id: bytes
+    request_hash: bytes
+    response_hash: bytes
+    evidence_hash: bytes
+    manifest: bytes
+    engine_class: str
+    offer_hash: bytes
+    channel_id: bytes
+    seq: int
+    prompt_units: int
+    output_units: int
+    charge_pico_usd: int
+    charged_total_pico_usd: int
+    seed: int
+    started_ms: int
+    ended_ms: int
+    outcome: Outcome
+
+    @property
+    def usage(self) -> Usage:
+        """The units that were charged."""
+        return Usage(self.prompt_units, self.output_units)
+
+    def digest(self, chain_id: int) -> bytes:
+        """What the node key signs."""
+        struct = eip712.keccak256(
+            _RECEIPT_TYPE
+            + eip712.word(self.request_id)
+            + eip712.word(self.request_hash)
+            + eip712.word(self.response_hash)
+            + eip712.word(self.evidence_hash)
+            + eip712.word(self.manifest)
+            + eip712.string(self.engine_class)
+            + eip712.word(self.offer_hash)
+            + eip712.word(self.channel_id)
+            + eip712.uint(self.seq)
+            + eip712.uint(self.prompt_units)
+            + eip712.uint(self.output_units)
+            + eip712.uint(self.charge_pico_usd)
+            + eip712.uint(self.charged_total_pico_usd)
+            + eip712.uint(self.seed)
+            + eip712.uint(self.started_ms)
+            + eip712.uint(self.ended_ms)
+            + eip712.uint(self.outcome)
+        )
+        return eip712.digest(eip712.inferpool_domain(chain_id), struct)
+
+    def to_wire(self) -> dict[str, object]:
+        """Canonical JSON object."""
+        return {
+            "requestId": to_hex(self.request_id),
+            "requestHash": to_hex(self.request_hash),
+            "responseHash": to_hex(self.response_hash),
+            "evidenceHash": to_hex(self.evidence_hash),
+            "manifest": to_hex(self.manifest),
+            "class": self.engine_class,
+            "offerHash": to_hex(self.offer_hash),
+            "channelId": to_hex(self.channel_id),
+            "seq": number(self.seq),
+            "promptUnits": number(self.prompt_units),
+            "outputUnits": number(self.output_units),
+            "chargePico": number(self.charge_pico_usd),
+            "chargedTotal": number(self.charged_total_pico_usd),
+            "seed": number(self.seed),
+            "startedMs": number(self.started_ms),
+            "endedMs": number(self.ended_ms),
+            "outcome": int(self.outcome),
+        }
+
+    @classmethod
+    def from_wire(cls, reader: Reader) -> Receipt:
+        """Parse; the reader raises Refused(bad_encoding)."""
+        receipt = cls(
+            request_id=reader.data("requestId", 32),
+            request_hash=reader.data("requestHash", 32),
+            response_hash=reader.data("responseHash", 32),
+            evidence_hash=reader.data("evidenceHash", 32),
+            manifest=reader.data("manifest", 32),
+            engine_class=reader.text("class", TEXT_MAX),
+            offer_hash=reader.data("offerHash", 32),
+            channel_id=reader.data("channelId", 32),
+            seq=reader.integer("seq", _U64),
+            prompt_units=reader.integer("promptUnits", _U64),
+            output_units=reader.integer("outputUnits", _U64),
+            charge_pico_usd=reader.integer("chargePico", _U128),
+            charged_total_pico_usd=reader.integer("chargedTotal", _U128),
+            seed=reader.integer("seed", _U64),
+            started_ms=reader.integer("startedMs", _U64),
+            ended_ms=reader.integer("endedMs", _U64),
+            outcome=Outcome(reader.integer("outcome", max(Outcome))),
+        )
+        reader.done()
+        return receipt
+
+
+@dataclass(frozen=True, slots=True)
+class SignedReceipt:
+    """A receipt as it travels: an object in the last chunk, base64 of it in a header."""
+
+    receipt: Receipt
+    signature: bytes
+
+    def to_wire(self) -> dict[str, object]:
+        """Canonical JSON object."""
+        return {"receipt": self.receipt.to_wire(), "signature": to_hex(self.signature)}
+
+    def encode(self) -> bytes:
+        """Canonical JSON."""
+        return canonical(self.to_wire())
+
+    def header(self) -> bytes:
+        """Value of the header `Inferpool-Receipt`."""
+        return to_base64(self.encode()).encode()
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, object]) -> SignedReceipt:
+        """Parse an object. Raises Refused(bad_encoding); checks no signature."""
+        reader = Reader(wire)
+        signed = cls(Receipt.from_wire(reader.one("receipt")), reader.data("signature", 65))
+        reader.done()
+        return signed
+
+    @classmethod
+    def decode(cls, data: bytes) -> SignedReceipt:
+        """Parse JSON. Raises Refused(bad_encoding); checks no signature."""
+        try:
+            return cls.from_wire(parse(data, RECEIPT_MAX))
+        except ValueError as error:
+            raise Refused(f"a receipt that is not JSON: {error}", code="bad_encoding") from None
+
+    @classmethod
+    def from_header(cls, value: bytes) -> SignedReceipt:
+        """Parse the header's value. Raises Refused(bad_encoding)."""
+        try:
+            data = from_base64(value)
+        except ValueError as error:
+            raise Refused(f"a receipt that is not base64: {error}", code="bad_encoding") from None
+        return cls.decode(data)

@@ -1,0 +1,1 @@
+"""Pipes to a node (or to any HTTP server): one seam, several pipes."""
