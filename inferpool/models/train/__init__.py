@@ -1,0 +1,1 @@
+"""Scripts that make the committed small models again from public data (group `train`)."""
