@@ -63,7 +63,7 @@ class ChatRequest:
     messages: tuple[dict[str, object], ...]  # role and content, the content a string
     max_output: int | None
     stop: tuple[str, ...] = ()
-    seed: int | None = None
+    seed: int | None = None  # 0 to 2**32-1, whatever integer the client gave
     sampling: dict[str, float] = field(default_factory=dict)
     stream: bool = False
     include_usage: bool = False
@@ -139,7 +139,7 @@ def _parse(data: bytes) -> ChatRequest:
         messages=messages,
         max_output=_max_output(body),
         stop=_stop(body.pop("stop", None)),
-        seed=_integer(body.pop("seed", None), "seed", -(2**63), 2**63 - 1),
+        seed=_seed(body.pop("seed", None)),
         sampling=_sampling(body),
         stream=stream,
         include_usage=_include_usage(body.pop("stream_options", None), stream),
@@ -151,13 +151,17 @@ def _parse(data: bytes) -> ChatRequest:
 
 def _refuse_rest(body: dict[str, object]) -> None:
     for name, value in body.items():
-        if name in IGNORED or (name in NO_OPS and value in NO_OPS[name]):
+        if name in IGNORED or any(_same(value, usual) for usual in NO_OPS.get(name, ())):
             continue
         _fail(
             name[:TEXT_MAX],
             f"The parameter {name[:TEXT_MAX]!r} with this value is not served; leave it out.",
             "unsupported_parameter",
         )
+
+
+def _same(value: object, usual: object) -> bool:
+    return type(value) is type(usual) and value == usual  # in Python, True == 1
 
 
 def _model(value: object) -> str:
@@ -201,6 +205,10 @@ def _content(value: object, path: str) -> str:
     for part in value:
         if not isinstance(part, dict) or part.get("type") != "text":
             _fail(path, f"{path} may hold text parts only.", "unsupported_parameter")
+        extra = part.keys() - {"type", "text"}
+        if extra:
+            name = f"{path}.{min(extra)[:TEXT_MAX]}"
+            _fail(name, f"{name} is not served; leave it out.", "unsupported_parameter")
         text = part.get("text")
         if not isinstance(text, str):
             _fail(path, f"{path}: a text part needs a string in text.")
@@ -220,6 +228,12 @@ def _integer(value: object, name: str, least: int, greatest: int) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= greatest:
         _fail(name, f"{name} must be an integer from {least} to {greatest}.")
     return value
+
+
+def _seed(value: object) -> int | None:
+    """OpenAI's signed 64 bits, reduced to the 32 that engines draw from and receipts name."""
+    seed = _integer(value, "seed", -(2**63), 2**63 - 1)
+    return None if seed is None else seed % 2**32
 
 
 def _max_output(body: dict[str, object]) -> int | None:

@@ -30,7 +30,10 @@ def from_hex(value: object, length: int) -> bytes:
     """0x hex of exactly `length` bytes, either case. Raises ValueError."""
     if not isinstance(value, str) or len(value) != 2 + 2 * length or value[:2] != "0x":
         raise ValueError(f"expected 0x and {2 * length} hex digits")
-    return bytes.fromhex(value[2:])
+    data = bytes.fromhex(value[2:])
+    if len(data) != length:  # fromhex skips white space
+        raise ValueError(f"expected 0x and {2 * length} hex digits")
+    return data
 
 
 @lru_cache(maxsize=4096)

@@ -6,10 +6,12 @@ answers have no evidence: their re-run is the proof.
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import Final
 
+from inferpool.protocol import eip712
 from inferpool.protocol.encoding import sha256
 from inferpool.protocol.errors import Refused
 from inferpool.protocol.limits import OUTPUT_UNITS_MAX
@@ -44,4 +46,16 @@ class Evidence:
         if n > OUTPUT_UNITS_MAX or len(data) != 8 + 8 * n:
             raise Refused("evidence has the wrong length", code="bad_encoding")
         values = struct.unpack_from(f"<{n}I{n}f", data, 8)
-        return cls(prompt_units, values[:n], values[n:])
+        logprobs = values[n:]
+        if not all(value < math.inf for value in logprobs):  # NaN would pass any comparison
+            raise Refused("evidence holds NaN or infinity", code="bad_encoding")
+        return cls(prompt_units, values[:n], logprobs)
+
+
+_REQUEST_TYPE: Final = eip712.keccak256(b"EvidenceRequest(address node,bytes32 requestId)")
+
+
+def evidence_request_digest(node: bytes, request_id: bytes, chain_id: int) -> bytes:
+    """What the channel's payerAuthorizer signs to read the evidence of its request from a node."""
+    struct_hash = eip712.keccak256(_REQUEST_TYPE + eip712.address(node) + eip712.word(request_id))
+    return eip712.digest(eip712.inferpool_domain(chain_id), struct_hash)

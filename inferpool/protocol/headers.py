@@ -10,6 +10,7 @@ REQUEST_ID: Final = b"inferpool-request-id"
 OFFER: Final = b"inferpool-offer"
 RECEIPT: Final = b"inferpool-receipt"
 NODE: Final = b"inferpool-node"
+SIGNATURE: Final = b"inferpool-signature"  # of whoever asks for evidence
 COST: Final = b"inferpool-cost-pico-usd"
 
 PAYMENT_SIGNATURE: Final = b"payment-signature"

@@ -41,7 +41,9 @@ _ENDPOINT_TYPE: Final = eip712.keccak256(_ENDPOINT.encode())
 _SERVICE_TYPE: Final = eip712.keccak256(_SERVICE.encode())
 _TERMS_TYPE: Final = eip712.keccak256(_TERMS.encode())
 _OFFER_TYPE: Final = eip712.keccak256((_OFFER + _ENDPOINT + _SERVICE + _TERMS).encode())
-_BINDING_TYPE: Final = eip712.keccak256(b"NodeBinding(address owner,address node)")
+_BINDING_TYPE: Final = eip712.keccak256(
+    b"NodeBinding(address owner,address node,uint64 validUntilMs)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +247,18 @@ class Offer:
         )
         return eip712.digest(eip712.inferpool_domain(self.terms.chain_id), struct)
 
+    def index(self, service: Service) -> int:
+        """Where a service stands in the offer; receipts name it by that."""
+        return self.services.index(service)
+
     def service(self, model: str) -> Service | None:
-        """The service that a model name or manifest id (0x hex) asks for."""
+        """The service that a model name or manifest id (0x hex) asks for; ids come first, so
+        that no service can name itself with another's id."""
         for service in self.services:
-            if model in (service.model, to_hex(service.manifest)):
+            if model == to_hex(service.manifest):
+                return service
+        for service in self.services:
+            if model == service.model:
                 return service
         return None
 
@@ -278,24 +288,30 @@ class Offer:
             services=tuple(map(Service.from_wire, reader.many("services", OFFER_SERVICES_MAX))),
             terms=Terms.from_wire(reader.one("terms")),
         )
+        # A receipt names manifest and class: they must lead to one price.
+        if len({(s.manifest, s.engine_class) for s in offer.services}) < len(offer.services):
+            reader.refuse("services", "two services of one manifest and class")
         reader.done()
         return offer
 
 
-def binding_digest(owner: bytes, node: bytes, chain_id: int) -> bytes:
-    """What an owner signs to vouch for a node key that is not in the registry."""
-    struct = eip712.keccak256(_BINDING_TYPE + eip712.address(owner) + eip712.address(node))
+def binding_digest(owner: bytes, node: bytes, valid_until_ms: int, chain_id: int) -> bytes:
+    """What an owner signs to vouch for a node key that is not in the registry, for some time."""
+    struct = eip712.keccak256(
+        _BINDING_TYPE + eip712.address(owner) + eip712.address(node) + eip712.uint(valid_until_ms)
+    )
     return eip712.digest(eip712.inferpool_domain(chain_id), struct)
 
 
 @dataclass(frozen=True, slots=True)
 class SignedOffer:
     """An offer as it travels: with the node's signature and, unless the registry binds the key,
-    its owner's (65 bytes or none)."""
+    its owner's word for it (65 bytes or none) with the end of that word in UNIX ms."""
 
     offer: Offer
     signature: bytes
     owner_signature: bytes = b""
+    owner_valid_until_ms: int = 0
 
     def encode(self) -> bytes:
         """Canonical JSON."""
@@ -305,6 +321,7 @@ class SignedOffer:
                 "offer": self.offer.to_wire(),
                 "signature": to_hex(self.signature),
                 "ownerSignature": to_hex(self.owner_signature),
+                "ownerValidUntilMs": number(self.owner_valid_until_ms),
             }
         )
 
@@ -321,6 +338,7 @@ class SignedOffer:
             offer=Offer.from_wire(reader.one("offer")),
             signature=reader.data("signature", 65),
             owner_signature=reader.data_or_none("ownerSignature", 65),
+            owner_valid_until_ms=reader.integer("ownerValidUntilMs", _U64),
         )
         reader.done()
         return signed

@@ -34,6 +34,17 @@ DATATYPES: Final[dict[str, int]] = {
     "BYTES": 0,
 }
 
+# What each object may hold. The scheduling hints `priority` and `timeout` are accepted and have no
+# effect, and so have the names that the path already gives. Everything else would change the
+# answer (sequences, shared memory, classification) and is refused by its name.
+_REQUEST: Final = frozenset({"id", "inputs", "outputs", "parameters"})
+_REQUEST_IGNORED: Final = frozenset({"model_name", "model_version"})
+_REQUEST_PARAMETERS: Final = frozenset({"binary_data_output", "priority", "timeout"})
+_INPUT: Final = frozenset({"name", "shape", "datatype", "parameters", "data"})
+_INPUT_PARAMETERS: Final = frozenset({"binary_data_size"})
+_OUTPUT: Final = frozenset({"name", "parameters"})
+_OUTPUT_PARAMETERS: Final = frozenset({"binary_data"})
+
 
 @dataclass(frozen=True, slots=True)
 class InputTensor:
@@ -66,9 +77,11 @@ class InferRequest:
 
     @property
     def rows(self) -> int:
-        """Rows to price: the first dimension of the first input, 1 for a scalar."""
-        shape = self.inputs[0].shape
-        return shape[0] if shape else 1
+        """Rows to price: the greatest first dimension of any input, 1 for a scalar.
+
+        The caller orders the inputs, so the first one alone could be a decoy of one row.
+        """
+        return max(tensor.shape[0] if tensor.shape else 1 for tensor in self.inputs)
 
     @property
     def job(self) -> Job:
@@ -90,6 +103,7 @@ def _parse(model: str, data: bytes, header_length: bytes | None) -> InferRequest
         raise BadRequest(f"The body is over {BODY_TENSOR_MAX} bytes.", code="body_too_large")
     head, raw = _split(data, header_length)
     body = read_json(head, BODY_TENSOR_MAX)
+    _refuse_rest(body, _REQUEST | _REQUEST_IGNORED, "")
     inputs = body.get("inputs")
     if not isinstance(inputs, list) or not 0 < len(inputs) <= TENSORS_MAX:
         _fail("inputs", f"inputs must be a list of 1 to {TENSORS_MAX} tensors.")
@@ -100,15 +114,18 @@ def _parse(model: str, data: bytes, header_length: bytes | None) -> InferRequest
         offset += used
     if offset != len(raw):
         _fail("inputs", f"{len(raw) - offset} bytes of binary data belong to no input.")
+    if len({tensor.name for tensor in tensors}) < len(tensors):
+        _fail("inputs", "Two inputs have the same name.")
+    parameters = _parameters(body, "parameters", _REQUEST_PARAMETERS)
     request = InferRequest(
         model=model,
         id=_id(body.get("id")),
         inputs=tuple(tensors),
         outputs=_outputs(body.get("outputs")),
-        binary_outputs=_parameters(body, "parameters").get("binary_data_output") is True,
+        binary_outputs=_flag(parameters, "binary_data_output", "parameters"),
     )
     if not 0 < request.rows <= ROWS_MAX:
-        _fail("inputs[0].shape", f"a request must have 1 to {ROWS_MAX} rows.")
+        _fail("inputs", f"a request must have 1 to {ROWS_MAX} rows.")
     return request
 
 
@@ -133,29 +150,47 @@ def _id(value: object) -> str:
     return value
 
 
-def _parameters(item: dict[str, object], path: str) -> dict[str, object]:
+def _refuse_rest(item: dict[str, object], known: frozenset[str], path: str) -> None:
+    rest = item.keys() - known
+    if rest:
+        name = path + min(rest)[:TEXT_MAX]
+        _fail(name, f"{name} is not served; leave it out.", "unsupported_parameter")
+
+
+def _flag(parameters: dict[str, object], name: str, path: str) -> bool:
+    value = parameters.get(name)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    _fail(f"{path}.{name}", f"{path}.{name} must be true or false.", "invalid_request")
+
+
+def _parameters(item: dict[str, object], path: str, known: frozenset[str]) -> dict[str, object]:
     value = item.get("parameters")
     if value is None:
         return {}
     if not isinstance(value, dict):
         _fail(path, f"{path} must be an object.", "invalid_request")
+    _refuse_rest(value, known, f"{path}.")
     return value
 
 
 def _input(item: object, path: str, raw: memoryview | bytes) -> tuple[InputTensor, int]:
     if not isinstance(item, dict):
         _fail(path, f"{path} must be an object with name, shape, datatype and data.")
+    _refuse_rest(item, _INPUT, f"{path}.")
     name, datatype = item.get("name"), item.get("datatype")
     if not isinstance(name, str) or not 0 < len(name) <= TEXT_MAX:
         _fail(f"{path}.name", f"{path}.name must name an input of the model.")
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         _fail(f"{path}.datatype", f"{path}.datatype must be one of {', '.join(DATATYPES)}.")
     shape = _shape(item.get("shape"), f"{path}.shape")
-    size = _parameters(item, f"{path}.parameters").get("binary_data_size")
+    size = _parameters(item, f"{path}.parameters", _INPUT_PARAMETERS).get("binary_data_size")
     if size is None:
         if "data" not in item:
             _fail(f"{path}.data", f"{path} has neither data nor binary_data_size.")
         return InputTensor(name, datatype, shape, None, item["data"]), 0
+    if "data" in item:
+        _fail(f"{path}.data", f"{path} has both data and binary_data_size.")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(raw):
         _fail(f"{path}.parameters", f"{path}: binary_data_size is not what the body holds.")
     width = DATATYPES[datatype]
@@ -186,14 +221,13 @@ def _outputs(value: object) -> tuple[OutputWish, ...]:
         _fail("outputs", f"outputs must be a list of at most {TENSORS_MAX} objects.")
     wishes = []
     for i, item in enumerate(value):
-        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-            _fail(f"outputs[{i}]", f"outputs[{i}] must be an object with a name.")
-        parameters = _parameters(item, f"outputs[{i}].parameters")
-        if "classification" in parameters:
-            _fail(
-                f"outputs[{i}].parameters",
-                "The classification extension is not served.",
-                "unsupported_parameter",
-            )
-        wishes.append(OutputWish(item["name"], parameters.get("binary_data") is True))
+        path = f"outputs[{i}]"
+        if not isinstance(item, dict):
+            _fail(path, f"{path} must be an object with a name.")
+        _refuse_rest(item, _OUTPUT, f"{path}.")
+        name = item.get("name")
+        if not isinstance(name, str) or not 0 < len(name) <= TEXT_MAX:
+            _fail(f"{path}.name", f"{path}.name must name an output of the model.")
+        parameters = _parameters(item, f"{path}.parameters", _OUTPUT_PARAMETERS)
+        wishes.append(OutputWish(name, _flag(parameters, "binary_data", f"{path}.parameters")))
     return tuple(wishes)

@@ -16,7 +16,7 @@ from inferpool.protocol.encoding import (
     to_hex,
 )
 from inferpool.protocol.errors import Refused
-from inferpool.protocol.limits import RECEIPT_MAX, TEXT_MAX
+from inferpool.protocol.limits import OFFER_SERVICES_MAX, RECEIPT_MAX, TEXT_MAX
 from inferpool.protocol.usage import Usage
 from inferpool.protocol.wire import Reader
 
@@ -24,7 +24,7 @@ _U64: Final = eip712.UINT64_MAX
 _U128: Final = eip712.UINT128_MAX
 _RECEIPT_TYPE: Final = eip712.keccak256(
     b"Receipt(bytes32 requestId,bytes32 requestHash,bytes32 responseHash,bytes32 evidenceHash,"
-    b"bytes32 manifest,string class,bytes32 offerHash,bytes32 channelId,uint64 seq,"
+    b"bytes32 manifest,string class,bytes32 offerHash,uint16 service,bytes32 channelId,uint64 seq,"
     b"uint64 promptUnits,uint64 outputUnits,uint128 chargePico,uint128 chargedTotal,uint64 seed,"
     b"uint64 startedMs,uint64 endedMs,uint8 outcome)"
 )
@@ -53,6 +53,7 @@ class Receipt:
     manifest: bytes
     engine_class: str
     offer_hash: bytes
+    service: int  # its index in the offer: a court opens this one, and hashes the others
     channel_id: bytes
     seq: int
     prompt_units: int
@@ -80,6 +81,7 @@ class Receipt:
             + eip712.word(self.manifest)
             + eip712.string(self.engine_class)
             + eip712.word(self.offer_hash)
+            + eip712.uint(self.service)
             + eip712.word(self.channel_id)
             + eip712.uint(self.seq)
             + eip712.uint(self.prompt_units)
@@ -103,6 +105,7 @@ class Receipt:
             "manifest": to_hex(self.manifest),
             "class": self.engine_class,
             "offerHash": to_hex(self.offer_hash),
+            "service": self.service,
             "channelId": to_hex(self.channel_id),
             "seq": number(self.seq),
             "promptUnits": number(self.prompt_units),
@@ -126,6 +129,7 @@ class Receipt:
             manifest=reader.data("manifest", 32),
             engine_class=reader.text("class", TEXT_MAX),
             offer_hash=reader.data("offerHash", 32),
+            service=reader.integer("service", OFFER_SERVICES_MAX - 1),
             channel_id=reader.data("channelId", 32),
             seq=reader.integer("seq", _U64),
             prompt_units=reader.integer("promptUnits", _U64),
@@ -137,6 +141,8 @@ class Receipt:
             ended_ms=reader.integer("endedMs", _U64),
             outcome=Outcome(reader.integer("outcome", max(Outcome))),
         )
+        if receipt.ended_ms < receipt.started_ms:
+            reader.refuse("endedMs", "before startedMs")
         reader.done()
         return receipt
 
@@ -184,3 +190,12 @@ class SignedReceipt:
         except ValueError as error:
             raise Refused(f"a receipt that is not base64: {error}", code="bad_encoding") from None
         return cls.decode(data)
+
+
+_REQUEST_TYPE: Final = eip712.keccak256(b"ReceiptsRequest(address node,bytes32 channelId)")
+
+
+def receipts_request_digest(node: bytes, channel_id: bytes, chain_id: int) -> bytes:
+    """What a channel's payerAuthorizer signs to read the channel's receipts from their node."""
+    struct = eip712.keccak256(_REQUEST_TYPE + eip712.address(node) + eip712.word(channel_id))
+    return eip712.digest(eip712.inferpool_domain(chain_id), struct)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from inferpool.protocol import encoding
 from inferpool.protocol.errors import Refused
+from inferpool.protocol.limits import TEXT_MAX
+
+_CONTROL: Final = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 
 
 class Reader:
@@ -29,10 +33,13 @@ class Reader:
         return self._members.pop(name)
 
     def text(self, name: str, maximum: int) -> str:
-        """A string of at most `maximum` characters."""
+        """A string of at most `maximum` bytes in UTF-8 (the one length that all languages count
+        alike), without control characters: strangers' names reach logs and terminals."""
         value = self._take(name)
-        if not isinstance(value, str) or len(value) > maximum:
-            self.refuse(name, f"expected a string of at most {maximum} characters")
+        if not isinstance(value, str) or len(value.encode()) > maximum:
+            self.refuse(name, f"expected a string of at most {maximum} bytes of UTF-8")
+        if _CONTROL.search(value):
+            self.refuse(name, "control characters are not allowed")
         return value
 
     def choice(self, name: str, values: Sequence[str]) -> str:
@@ -93,4 +100,4 @@ class Reader:
     def done(self) -> None:
         """Refuse members that nobody asked for: one object has one encoding."""
         if self._members:
-            self.refuse(min(self._members), "unknown member")
+            self.refuse(min(self._members)[:TEXT_MAX], "unknown member")

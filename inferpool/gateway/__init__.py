@@ -1,0 +1,1 @@
+"""The consumer's door: admits, chooses, pays, sends, watches, settles."""

@@ -1,0 +1,170 @@
+"""The gateway's routes, as one plain ASGI callable.
+
+| route | what |
+| --- | --- |
+| POST /v1/chat/completions | OpenAI's chat, streamed or whole |
+| GET /v1/models[/M] | models with price, class and nodes now |
+| POST /v2/models/M[/versions/V]/infer | Open Inference Protocol, binary extension included |
+| GET /v2, /v2/health/*, /v2/models/M[/ready] | its metadata |
+| GET /health | 200 while it serves |
+| GET /inferpool/status | channels, accounts, attempts; under the control token |
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+from collections.abc import Awaitable, Callable
+
+from inferpool import __version__
+from inferpool.gateway.gateway import Caller, Gateway
+from inferpool.gateway.status import model_object, status
+from inferpool.protocol import limits
+from inferpool.protocol.errors import BadRequest, InferpoolError, Unauthorized, Unavailable
+from inferpool.protocol.job import Job, Task
+from inferpool.transport.asgi import ClientLeft, HttpRequest, Receive, Scope, Send, error_headers
+from inferpool.transport.base import TransportError
+
+_LOG = logging.getLogger("inferpool.gateway")
+_PROXY_MAX = 256 * 1024
+
+
+class GatewayApp:
+    """ASGI application. `anyone` is the account of loopback callers without a key, if allowed."""
+
+    def __init__(self, gateway: Gateway, control_token: str, anyone: Caller | None = None) -> None:
+        self._gateway, self._anyone = gateway, anyone
+        self._token = control_token.encode()
+        self._plain: dict[tuple[str, str], Callable[[HttpRequest], Awaitable[None]]] = {
+            ("GET", "/v1/models"): self._models,
+            ("GET", "/v2"): self._server,
+            ("GET", "/v2/health/live"): self._live,
+            ("GET", "/v2/health/ready"): self._ready,
+            ("GET", "/health"): self._ready,
+            ("GET", "/inferpool/status"): self._status,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request. The hot paths are asked for first."""
+        if scope["type"] != "http":
+            return
+        request = HttpRequest(scope, receive, send)
+        try:
+            await self._route(request)
+        except ClientLeft:
+            pass
+        except InferpoolError as error:
+            await self._fail(request, error)
+        except Exception:
+            _LOG.exception("%s %s failed", request.method, request.path)
+            await self._fail(request, InferpoolError("The gateway failed; its log says why."))
+
+    async def _route(self, request: HttpRequest) -> None:
+        method, path = request.method, request.path
+        if method == "POST" and path == "/v1/chat/completions":
+            caller = self._caller(request)
+            body = await request.body(limits.BODY_CHAT_MAX)
+            await self._gateway.chat(request, body, caller)
+        elif path.startswith("/v2/models/"):
+            await self._model(request)
+        elif (method, path) in self._plain:
+            await self._plain[method, path](request)
+        elif method == "GET" and path.startswith("/v1/models/"):
+            await self._one_model(request, path.removeprefix("/v1/models/"))
+        else:
+            known = path == "/v1/chat/completions" or any(path == p for _, p in self._plain)
+            code = "method_not_allowed" if known else "not_found"
+            raise BadRequest(f"{method} {path} is not served here.", code=code)
+
+    @staticmethod
+    async def _fail(request: HttpRequest, error: InferpoolError) -> None:
+        body = error.oip() if request.path.startswith("/v2") else error.openai()
+        try:
+            await request.answer_json(body, error.status, error_headers(error))
+        except RuntimeError:  # the answer had begun: it ends here, without its clean end
+            _LOG.warning("%s broke off in mid-answer: %s", request.path, error.message)
+
+    def _caller(self, request: HttpRequest) -> Caller:
+        """The account behind the API key. Raises Unauthorized."""
+        value = request.headers.get(b"authorization", b"").decode("latin-1")
+        key = value[7:].strip() if value[:7].lower() == "bearer " else ""
+        found = self._gateway.ledger.account(key) if key else None
+        if found is not None:
+            return Caller(*found)
+        if self._anyone is not None and _is_loopback(request.client_host):
+            return self._anyone
+        raise Unauthorized(
+            "The API key is unknown; send Authorization: Bearer KEY."
+            if key
+            else "No API key; send Authorization: Bearer KEY."
+        )
+
+    async def _model(self, request: HttpRequest) -> None:
+        parts = request.path.split("/")[3:]
+        name = parts[0]
+        rest = parts[3:] if parts[1:2] == ["versions"] else parts[1:]
+        if request.method == "POST" and rest == ["infer"]:
+            caller = self._caller(request)
+            body = await request.body(limits.BODY_TENSOR_MAX)
+            await self._gateway.infer(request, name, body, caller)
+        elif request.method == "GET" and rest in ([], ["ready"]):
+            await self._proxy(request, name, "/".join(["", *rest]))
+        else:
+            raise BadRequest(f"{request.method} {request.path} is not served.", code="not_found")
+
+    async def _proxy(self, request: HttpRequest, name: str, rest: str) -> None:
+        """A model's metadata, from a node that serves it."""
+        candidate = self._gateway.choose(Job(Task.TENSOR, name, rows=1))[0]
+        path = f"/v2/models/{candidate.service.model}{rest}"
+        try:
+            response = await candidate.node.transport.request("GET", path, (), timeout_s=5.0)
+            try:
+                body = await response.read(_PROXY_MAX)
+            finally:
+                await response.close()
+        except TransportError as error:
+            raise Unavailable(error.message, code="node_failed") from None
+        await request.answer(response.status, body)
+
+    async def _models(self, request: HttpRequest) -> None:
+        created = self._gateway.clock.now_ms() // 1000
+        data = [model_object(service, nodes, created) for service, nodes in self._gateway.models()]
+        await request.answer_json({"object": "list", "data": data})
+
+    async def _one_model(self, request: HttpRequest, name: str) -> None:
+        created = self._gateway.clock.now_ms() // 1000
+        for service, nodes in self._gateway.models():
+            if service.model == name:
+                await request.answer_json(model_object(service, nodes, created))
+                return
+        raise BadRequest(f"No node offers {name!r} now.", code="model_not_found", param="model")
+
+    async def _server(self, request: HttpRequest) -> None:
+        await request.answer_json(
+            {
+                "name": "inferpool-gateway",
+                "version": __version__,
+                "extensions": ["binary_tensor_data"],
+            }
+        )
+
+    async def _live(self, request: HttpRequest) -> None:
+        await request.answer_json({"live": True})
+
+    async def _ready(self, request: HttpRequest) -> None:
+        ready = bool(self._gateway.models())
+        await request.answer_json({"ready": ready}, 200 if ready else 503)
+
+    async def _status(self, request: HttpRequest) -> None:
+        given = request.headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        if not hmac.compare_digest(given, self._token):
+            raise Unauthorized("This needs the gateway's control token.")
+        await request.answer_json(status(self._gateway))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,252 @@
+"""Which nodes there are: the registry's events, URLs given by hand, and what nodes push.
+
+Every offer is checked the same way: signed by its node key, and the key bound to its owner by the
+registry or by the owner's own signature. Leases keep a node in; silence takes it out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import urlsplit
+
+from inferpool.chain.base import Chain
+from inferpool.clock import Clock
+from inferpool.gateway.nodes import KnownNode
+from inferpool.identity.signing import verify
+from inferpool.protocol.errors import InferpoolError, Refused, Unavailable
+from inferpool.protocol.lease import LEASE_MAX, Lease
+from inferpool.protocol.limits import (
+    CLOCK_SKEW_MS,
+    DISCOVERY_AT_ONCE,
+    LEASE_EVERY_MS,
+    LEASE_RETRY_S,
+    LEASE_VALID_MS,
+    OFFER_FETCH_TIMEOUT_S,
+    OFFER_MAX,
+    OFFER_VALID_MS,
+)
+from inferpool.protocol.offer import SignedOffer, binding_digest
+from inferpool.transport.base import Transport, TransportError
+
+_LOG = logging.getLogger("inferpool.directory")
+OFFER_PATH: Final = "/.well-known/inferpool/offer"
+REFRESH_EVERY_S: Final = 30.0
+NODES_MAX: Final = 100_000
+
+OpenTransport = Callable[[str, bytes | None], Transport]
+
+
+@dataclass(slots=True)
+class Directory:
+    """The nodes that this gateway may use. `urls` are asked beside the registry."""
+
+    chain: Chain
+    clock: Clock
+    open_transport: OpenTransport
+    urls: tuple[str, ...] = ()
+    allow_private: bool = False
+    refresh_every_s: float = REFRESH_EVERY_S
+    on_found: Callable[[KnownNode], None] = lambda node: None
+    nodes: dict[bytes, KnownNode] = field(default_factory=dict)
+    _bound: dict[bytes, bytes] = field(default_factory=dict)  # node key -> owner, by the registry
+    _leases: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
+    _pipes: dict[str, Transport] = field(default_factory=dict)
+    _task: asyncio.Task[None] | None = None
+    _missing: bool = False  # whether some endpoint gave no offer at the last look
+
+    async def start(self) -> None:
+        """Look once, then keep looking."""
+        await self.refresh()
+        self._task = asyncio.create_task(self._run(), name="directory")
+
+    async def close(self) -> None:
+        """Stop looking and close every pipe."""
+        tasks = [*self._leases.values(), *([self._task] if self._task else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for pipe in self._pipes.values():
+            await pipe.close()
+
+    async def _run(self) -> None:
+        pause_s = LEASE_RETRY_S
+        while True:
+            pause_s = min(self.refresh_every_s, 2 * pause_s if self._missing else pause_s)
+            await asyncio.sleep(pause_s if self._missing else self.refresh_every_s)
+            await self.refresh()
+            if not self._missing:
+                pause_s = LEASE_RETRY_S
+
+    async def refresh(self) -> None:
+        """Read the registry and every node's offer, 64 at a time."""
+        endpoints = set(self.urls)
+        try:
+            registrations = await self.chain.registrations()
+            self._bound = {item.node: item.owner for item in registrations}
+            endpoints |= {item.endpoint for item in registrations}
+        except Unavailable as error:
+            _LOG.warning("the registry cannot be read now: %s", error.message)
+        gate = asyncio.Semaphore(DISCOVERY_AT_ONCE)
+
+        async def look(url: str) -> bool:
+            async with gate:
+                return await self._look(url)
+
+        seen = await asyncio.gather(*(look(url) for url in sorted(endpoints)))
+        self._missing = not all(seen)
+        self._sweep()
+
+    async def _look(self, url: str) -> bool:
+        try:
+            await self._check_reachable(url)
+            signed = await self._fetch(url)
+            await self.accept(signed, url)
+        except InferpoolError as error:
+            _LOG.info("%s: no offer: %s", url, error.message)
+            return False
+        return True
+
+    async def _fetch(self, url: str) -> SignedOffer:
+        pipe = self._pipe(url, None)
+        response = await pipe.request("GET", OFFER_PATH, (), timeout_s=OFFER_FETCH_TIMEOUT_S)
+        try:
+            if response.status != 200:
+                raise Refused(f"status {response.status}", code="bad_encoding")
+            async with asyncio.timeout(OFFER_FETCH_TIMEOUT_S):
+                return SignedOffer.decode(await response.read(OFFER_MAX))
+        except TimeoutError:
+            raise Unavailable("the offer came too slowly", code="timeout") from None
+        finally:
+            await response.close()
+
+    def _pipe(self, url: str, spki: bytes | None) -> Transport:
+        if url not in self._pipes:
+            self._pipes[url] = self.open_transport(url, spki)
+        return self._pipes[url]
+
+    async def _check_reachable(self, url: str) -> None:
+        """Refuse addresses inside our own network, which a stranger could make us call."""
+        if self.allow_private:
+            return
+        host = urlsplit(url).hostname or ""
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, None)
+        except OSError as error:
+            raise Refused(f"{host} has no address: {error}", code="bad_encoding") from None
+        for *_, address in found:
+            if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
+                raise Refused(
+                    f"{host} is a private address; allow it with allow_private",
+                    code="bad_encoding",
+                )
+
+    async def accept(self, signed: SignedOffer, url: str) -> KnownNode:
+        """Check an offer and use it from now on. Raises Refused."""
+        offer = signed.offer
+        self._check(signed, url)
+        offer_hash = offer.digest()
+        known = self.nodes.get(offer.node)
+        if known is None:
+            if len(self.nodes) >= NODES_MAX:
+                raise Refused("the directory is full", code="bad_encoding")
+            known = KnownNode(offer, offer_hash, self._pipe(url, None))
+            self.nodes[offer.node] = known
+            self.on_found(known)
+        elif (offer.epoch, offer.sequence) >= (known.offer.epoch, known.offer.sequence):
+            known.offer, known.offer_hash = offer, offer_hash
+        lease = self._leases.get(offer.node)
+        if lease is None or lease.done():
+            await self._start_lease(known, url)
+        return known
+
+    async def look(self, node: KnownNode) -> None:
+        """Fetch one node's offer again now."""
+        for endpoint in node.offer.endpoints:
+            await self._look(endpoint.url)
+
+    def _check(self, signed: SignedOffer, url: str) -> None:
+        offer, now = signed.offer, self.clock.now_ms()
+        if offer.valid_until_ms <= now:
+            raise Refused("the offer has ended", code="expired")
+        if offer.valid_until_ms > now + OFFER_VALID_MS + CLOCK_SKEW_MS:
+            raise Refused("the offer is valid for longer than ten minutes", code="expired")
+        if url not in {endpoint.url for endpoint in offer.endpoints}:
+            raise Refused(f"the offer does not name {url} as its endpoint")
+        verify(offer.digest(), signed.signature, offer.node)
+        self._check_binding(signed)
+
+    def _check_binding(self, signed: SignedOffer) -> None:
+        offer, until_ms = signed.offer, signed.owner_valid_until_ms
+        bound = self._bound.get(offer.node)
+        if bound is not None:
+            if bound != offer.owner:
+                raise Refused("the registry binds this node key to another owner")
+            return
+        if until_ms <= self.clock.now_ms():
+            raise Refused("the owner's word for this node key has ended", code="expired")
+        digest = binding_digest(offer.owner, offer.node, until_ms, offer.terms.chain_id)
+        verify(digest, signed.owner_signature, offer.owner)
+
+    async def _start_lease(self, node: KnownNode, url: str) -> None:
+        """Keep a node's lease; returns when the first one came, or none did in time."""
+        first = asyncio.Event()
+        task = asyncio.create_task(self._keep(node, url, first), name="lease")
+        self._leases[node.address] = task
+        waiter = asyncio.create_task(first.wait())
+        await asyncio.wait(
+            [task, waiter], timeout=OFFER_FETCH_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        waiter.cancel()
+
+    async def _keep(self, node: KnownNode, url: str, first: asyncio.Event) -> None:
+        """Follow leases; after a cut the node is out, and looked for with growing pauses."""
+        pause_s = LEASE_RETRY_S
+        while True:
+            begun_ms = self.clock.now_ms()
+            await self._follow(node, first)
+            node.lease_ms = 0
+            if self.clock.now_ms() - begun_ms > LEASE_EVERY_MS:
+                pause_s = LEASE_RETRY_S
+            await asyncio.sleep(pause_s)
+            pause_s = min(self.refresh_every_s, 2 * pause_s)
+            await self._look(url)
+
+    async def _follow(self, node: KnownNode, first: asyncio.Event) -> None:
+        limit_s = (LEASE_EVERY_MS + LEASE_VALID_MS) / 1000
+        try:
+            response = await node.transport.request(
+                "GET", "/inferpool/lease", (), timeout_s=OFFER_FETCH_TIMEOUT_S
+            )
+            try:
+                line, chunks = b"", aiter(response.chunks())
+                while True:
+                    async with asyncio.timeout(limit_s):
+                        line += await anext(chunks)
+                    *whole, line = line.split(b"\n")
+                    if len(line) > LEASE_MAX:
+                        raise Refused("a lease is too long", code="bad_encoding")
+                    for data in whole:
+                        self._renew(node, Lease.decode(data))
+                        first.set()
+            finally:
+                await response.close()
+        except (TransportError, Refused, TimeoutError, StopAsyncIteration) as error:
+            _LOG.info("lease of 0x%s ended: %r", node.address.hex(), error)
+
+    def _renew(self, node: KnownNode, lease: Lease) -> None:
+        node.lease, node.lease_ms = lease, self.clock.now_ms()
+
+    def _sweep(self) -> None:
+        now = self.clock.now_ms()
+        for address, node in list(self.nodes.items()):
+            if node.offer.valid_until_ms + OFFER_VALID_MS < now and not node.in_flight:
+                del self.nodes[address]
+                task = self._leases.pop(address, None)
+                if task is not None:
+                    task.cancel()

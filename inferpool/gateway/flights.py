@@ -1,0 +1,319 @@
+"""An attempt in flight: authorised, sent, and ended in exactly one way.
+
+`Flights.open` is a context that leaves no attempt without an end: settled by a checked receipt,
+refused by the node, or failed; and what may still cost something is asked for later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import orjson
+
+from inferpool.clock import Clock
+from inferpool.gateway.nodes import KnownNode
+from inferpool.gateway.router import Candidate
+from inferpool.gateway.treasury import Treasury
+from inferpool.payments import x402
+from inferpool.payments.checks import ReceiptInvalid, check_receipt
+from inferpool.payments.payer import PayerChannel, TopUpNeeded
+from inferpool.payments.payer_ledger import AttemptRecord, PayerLedger
+from inferpool.protocol import headers
+from inferpool.protocol.attempt import Attempt
+from inferpool.protocol.encoding import sha256, to_hex
+from inferpool.protocol.errors import (
+    CODES,
+    BadRequest,
+    InferpoolError,
+    PaymentRequired,
+    Refused,
+    Unavailable,
+)
+from inferpool.protocol.job import Job
+from inferpool.protocol.lifecycle import AttemptState
+from inferpool.protocol.limits import VOUCHER_RETRIES_MAX
+from inferpool.protocol.price import maximum
+from inferpool.protocol.receipt import SignedReceipt
+from inferpool.protocol.voucher import Voucher
+from inferpool.transport.base import Response, TransportError
+
+_LOG = logging.getLogger("inferpool.gateway")
+_ERROR_BODY_MAX = 64 * 1024
+
+
+class OfferEnded(PaymentRequired):
+    """The node sells on other terms now: its offer must be fetched again."""
+
+    default = "payment_terms"
+
+
+@dataclass(slots=True)
+class Flight:
+    """One attempt on its way, with the money that covers it."""
+
+    attempt: Attempt
+    record: AttemptRecord
+    node: KnownNode
+    channel: PayerChannel
+    voucher: Voucher
+    request_hash: bytes = b""
+    sent: bool = False  # whether the node may have taken it
+    response: Response | None = None
+
+
+@dataclass(slots=True)
+class Flights:
+    """Opens, sends and settles attempts. `reconcile` is asked to look for late receipts."""
+
+    treasury: Treasury
+    ledger: PayerLedger
+    clock: Clock
+    random: Callable[[int], bytes]
+    reconcile: Callable[[KnownNode, PayerChannel], None]  # soon, in the background
+    ask: Callable[[KnownNode, PayerChannel], Awaitable[None]]  # now
+    active: dict[bytes, Flight] = field(default_factory=dict)
+    unresolved: dict[bytes, Flight] = field(default_factory=dict)
+
+    def pending(self, client_id: str) -> bool:
+        """Whether an attempt of a client's request may still be charged."""
+        return any(
+            flight.record.client_request_id == client_id for flight in self.unresolved.values()
+        )
+
+    @asynccontextmanager
+    async def open(
+        self, candidate: Candidate, job: Job, client_id: str, account: str, seed: int
+    ) -> AsyncIterator[Flight]:
+        """Authorise one attempt. Raises PaymentRequired, Unavailable before anything is owed."""
+        flight = await self._authorise(candidate, job, client_id, account, seed)
+        node, record = flight.node, flight.record
+        request_id = flight.attempt.request_id
+        self.active[request_id] = flight
+        node.in_flight += 1
+        try:
+            yield flight
+            node.succeeded()
+        except InferpoolError as error:
+            record.error_code = error.code
+            if not isinstance(error, BadRequest):
+                node.failed(self.clock.now_ms(), error.code)
+            raise
+        finally:
+            node.in_flight -= 1
+            del self.active[request_id]
+            if flight.response is not None:
+                await flight.response.close()
+            if record.state is not AttemptState.SETTLED:
+                self._give_up(flight)
+
+    async def _authorise(
+        self, candidate: Candidate, job: Job, client_id: str, account: str, seed: int
+    ) -> Flight:
+        node, service = candidate.node, candidate.service
+        offer = node.offer
+        channel = await self.treasury.channel(offer)
+        attempt = Attempt(
+            request_id=self.treasury.request_ids.mint(self.random(16), channel.channel_id),
+            offer=offer,
+            offer_hash=node.offer_hash,
+            service=service,
+            job=job,
+            maximum_pico_usd=candidate.maximum_pico_usd,
+            maximum_units=maximum(job, service, offer.terms.asset_decimals),
+            channel_id=channel.channel_id,
+            seed=seed,
+            started_ms=self.clock.now_ms(),
+        )
+        voucher = await self._voucher(attempt, channel)
+        record = AttemptRecord.of(attempt, client_id, account)
+        return Flight(attempt, record, node, channel, voucher)
+
+    async def _voucher(self, attempt: Attempt, channel: PayerChannel) -> Voucher:
+        for _ in range(VOUCHER_RETRIES_MAX):
+            try:
+                return channel.authorise(
+                    attempt.request_id, attempt.maximum_units, self.treasury.authorizer
+                )
+            except TopUpNeeded as need:
+                await self.treasury.top_up(attempt.offer, channel, need.needed)
+        raise Unavailable("The channel empties faster than it is topped up.", code="overloaded")
+
+    def _give_up(self, flight: Flight) -> None:
+        record = flight.record
+        request_id = flight.attempt.request_id
+        flight.channel.release(request_id, sent=flight.sent)
+        record.ended_ms = self.clock.now_ms()
+        refused = not flight.sent and record.state is not AttemptState.STREAMING
+        record.move(AttemptState.REFUSED if refused else AttemptState.FAILED)
+        self.ledger.save_attempt(record, flight.channel)
+        if flight.sent:
+            self.unresolved[request_id] = flight
+            self.reconcile(flight.node, flight.channel)
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    async def send(
+        self,
+        flight: Flight,
+        path: str,
+        extra: list[tuple[bytes, bytes]],
+        body: bytes,
+        timeout_s: float,
+    ) -> Response:
+        """Send with a voucher; a late one is signed again. Returns an answer of status 200.
+
+        Raises what the node answered otherwise: BadRequest where the request itself is at fault,
+        else Unavailable or PaymentRequired, after which another node may be tried.
+        """
+        attempt = flight.attempt
+        flight.request_hash = sha256(body)
+        accepted = x402.requirements(attempt.offer.terms, attempt.maximum_units)
+        config = flight.channel.config.to_wire()
+        fixed = [
+            *extra,
+            (headers.VERSION, headers.VERSION_SPOKEN),
+            (headers.REQUEST_ID, to_hex(attempt.request_id).encode()),
+            (headers.OFFER, to_hex(attempt.offer_hash).encode()),
+        ]
+        flight.record.move(AttemptState.SENT)
+        for _ in range(VOUCHER_RETRIES_MAX + 1):
+            paid = x402.payment_signature(config, flight.voucher, accepted)
+            payment = (headers.PAYMENT_SIGNATURE, paid)
+            response = await self._request(flight, path, [*fixed, payment], body, timeout_s)
+            if response.status == 200:
+                return response
+            await self._refused(flight, response)
+        raise Unavailable("The node takes no voucher of ours.", code="node_failed")
+
+    async def _request(
+        self,
+        flight: Flight,
+        path: str,
+        sent_headers: list[tuple[bytes, bytes]],
+        body: bytes,
+        timeout_s: float,
+    ) -> Response:
+        flight.sent = True
+        try:
+            response = await flight.node.transport.request(
+                "POST", path, sent_headers, body, timeout_s=timeout_s
+            )
+        except TransportError as error:
+            flight.sent = error.sent
+            raise
+        flight.response = response
+        return response
+
+    async def _refused(self, flight: Flight, response: Response) -> None:
+        """Learn from an answer that is not 200; returns only where sending again makes sense."""
+        body = await response.read(_ERROR_BODY_MAX)
+        required = response.header(headers.PAYMENT_REQUIRED)
+        await response.close()
+        flight.response = None
+        # A node that answers an error has taken no work, unless it says that it already has.
+        flight.sent = response.status == 409
+        if response.status == 402 and required is not None:
+            await self._agree(flight, required)
+            return
+        if response.status == 402:
+            raise OfferEnded("The node's offer has ended or changed.")
+        raise _error_of(response.status, body)
+
+    async def _agree(self, flight: Flight, required: bytes) -> None:
+        try:
+            reason, view = x402.parse_payment_required(required)
+        except ValueError as error:
+            raise Unavailable(
+                f"The node's 402 cannot be read: {error}", code="node_failed"
+            ) from None
+        if view is None or reason != x402.REASONS["voucher_amount"]:
+            raise OfferEnded(f"The node refuses our payment: {reason}")
+        channel = flight.channel
+        if self._claims_more(flight, view):
+            # Receipts that we missed explain it, or a voucher of ours that we have forgotten.
+            await self.ask(flight.node, channel)
+            if self._claims_more(flight, view):
+                self._resume_from(channel, view)
+        try:
+            flight.voucher = channel.authorise_again(
+                flight.attempt.request_id, view, self.treasury.authorizer
+            )
+        except TopUpNeeded as need:
+            await self.treasury.top_up(flight.attempt.offer, channel, need.needed)
+            flight.voucher = channel.authorise_again(
+                flight.attempt.request_id, view, self.treasury.authorizer
+            )
+
+    @staticmethod
+    def _claims_more(flight: Flight, view: x402.ChannelView) -> bool:
+        channel = flight.channel
+        most = channel.charged + channel.held_total + channel.unresolved_total
+        return view.charged + flight.attempt.maximum_units > most
+
+    def _resume_from(self, channel: PayerChannel, view: x402.ChannelView) -> None:
+        try:
+            channel.resume_from(view, self.treasury.authorizer.address)
+        except Refused as error:
+            raise Unavailable(
+                f"No agreement with the node on their channel: {error.message}", code="node_failed"
+            ) from None
+
+    # -- settling --------------------------------------------------------------------------------
+
+    def settle(
+        self, flight: Flight, signed: SignedReceipt, response_hash: bytes, output_units: int
+    ) -> None:
+        """Check a receipt against what was received and book it. Raises ReceiptInvalid."""
+        check_receipt(
+            signed,
+            flight.attempt,
+            request_hash=flight.request_hash,
+            response_hash=response_hash,
+            output_units=output_units,
+        )
+        self.book(flight, signed)
+
+    def book(self, flight: Flight, signed: SignedReceipt) -> None:
+        """Book a checked receipt. Raises ReceiptInvalid where its number or total is off."""
+        try:
+            flight.channel.book(signed.receipt)
+        except Refused as error:
+            raise ReceiptInvalid(f"The node's receipt does not fit: {error.message}.") from None
+        flight.record.settle(signed)
+        flight.record.ended_ms = self.clock.now_ms()
+
+    def save(self, flight: Flight, key_hash: bytes | None) -> asyncio.Future[None]:
+        """Make a settled attempt durable with its channel and account, in one unit."""
+        return self.ledger.save_attempt(flight.record, flight.channel, key_hash)
+
+
+def _error_of(status: int, body: bytes) -> InferpoolError:
+    """The node's own error where it is one of ours, else one by its status.
+
+    Only an error of the request itself is passed on as such: it would fail at any node.
+    """
+    code, message, param = _read_error(body)
+    known = CODES.get(code, (0,))[0] == status
+    if code == "model_not_found":
+        return Unavailable("The node no longer serves this model.", code="no_node")
+    if status in (400, 405, 413):
+        return BadRequest(message, code=code if known else "invalid_request", param=param)
+    code = code if known and status >= 500 else "node_failed"
+    return Unavailable(f"The node answered {status}: {message}", code=code)
+
+
+def _read_error(body: bytes) -> tuple[str, str, str | None]:
+    """Code, message and parameter of an error in the shape of either API."""
+    try:
+        value = orjson.loads(body)
+        error = value["error"]
+        if isinstance(error, dict):
+            param = error.get("param")
+            return str(error["code"]), str(error["message"])[:2000], param and str(param)
+        return str(value.get("code", "")), str(error)[:2000], None
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return "", "no reason given", None

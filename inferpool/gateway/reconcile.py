@@ -1,0 +1,233 @@
+"""Late receipts: what ended without one here may have one at the node.
+
+After a cut, a client that left, or a crash, the node is asked for the receipts after the last one
+that was booked. A request that the node neither has in flight nor receipted costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import orjson
+
+from inferpool.clock import Clock
+from inferpool.gateway.nodes import KnownNode
+from inferpool.gateway.treasury import Treasury
+from inferpool.identity.signing import verify
+from inferpool.payments.budget import Account
+from inferpool.payments.checks import ReceiptInvalid, check_late_receipt
+from inferpool.payments.payer import PayerChannel
+from inferpool.payments.payer_ledger import AttemptRecord, PayerLedger
+from inferpool.protocol import headers
+from inferpool.protocol.encoding import from_hex, to_hex
+from inferpool.protocol.errors import InferpoolError, Refused, Unavailable
+from inferpool.protocol.lifecycle import AttemptState
+from inferpool.protocol.limits import RECEIPT_MAX, RECEIPTS_PAGE_MAX
+from inferpool.protocol.receipt import SignedReceipt, receipts_request_digest
+from inferpool.transport.base import AnswerInvalid
+
+if TYPE_CHECKING:
+    from inferpool.gateway.flights import Flights
+
+_LOG = logging.getLogger("inferpool.reconcile")
+_TRIES = 8
+_FIRST_DELAY_S = 0.5
+_PAGE_BYTES_MAX = RECEIPTS_PAGE_MAX * RECEIPT_MAX + 64 * 1024
+
+
+@dataclass(slots=True)
+class Reconciler:
+    """Asks nodes for receipts; one task a channel at most."""
+
+    ledger: PayerLedger
+    clock: Clock
+    _tasks: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
+    _lost: dict[bytes, AttemptRecord] = field(default_factory=dict)  # of an earlier run
+    flights: Flights = field(init=False)
+
+    def soon(self, node: KnownNode, channel: PayerChannel) -> None:
+        """Ask in a moment, and again with growing pauses until nothing is unresolved."""
+        task = self._tasks.get(channel.channel_id)
+        if task is None or task.done():
+            self._tasks[channel.channel_id] = asyncio.create_task(
+                self._until_resolved(node, channel), name="reconcile"
+            )
+
+    async def close(self) -> None:
+        """Stop asking."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _until_resolved(self, node: KnownNode, channel: PayerChannel) -> None:
+        delay_s = _FIRST_DELAY_S
+        for _ in range(_TRIES):
+            await asyncio.sleep(delay_s)
+            delay_s *= 2
+            try:
+                await self.ask(node, channel)
+            except InferpoolError as error:
+                _LOG.info("node %s gives no receipts: %s", to_hex(node.address), error.message)
+            if not self.owes(channel):
+                return
+
+    async def recover(self, nodes: list[KnownNode], treasury: Treasury) -> None:
+        """After a restart: every open attempt is lost until its node says otherwise."""
+        for record in self.ledger.open_attempts:
+            if record.state is not AttemptState.LOST:
+                record.move(AttemptState.LOST)
+            self._lost[record.request_id] = record
+            self.ledger.save_attempt(record)
+        for node in nodes:
+            channel = treasury.known(node.address)
+            if channel is not None:
+                try:
+                    await self.ask(node, channel)
+                except InferpoolError as error:
+                    _LOG.warning("node %s: %s", to_hex(node.address), error.message)
+                    self.soon(node, channel)
+        if self._lost:
+            most = sum(record.maximum_units for record in self._lost.values())
+            _LOG.warning(
+                "%d attempts of an earlier run have no receipt yet: at most %d base units",
+                len(self._lost),
+                most,
+            )
+
+    async def ask(self, node: KnownNode, channel: PayerChannel) -> None:
+        """Fetch, check and book. Raises Unavailable, Refused."""
+        while True:
+            after = channel.next_seq - 1
+            receipts, running = await self._fetch(node, channel, after)
+            for signed in receipts:
+                self._book(node, channel, signed)
+            if len(receipts) < RECEIPTS_PAGE_MAX or channel.next_seq - 1 <= after:
+                break
+        self._resolve(channel, running)
+
+    async def _fetch(
+        self, node: KnownNode, channel: PayerChannel, after: int
+    ) -> tuple[list[SignedReceipt], set[bytes]]:
+        path = f"/inferpool/receipts?channel={to_hex(channel.channel_id)}&after={after}"
+        digest = receipts_request_digest(node.address, channel.channel_id, channel.chain_id)
+        signature = to_hex(self.flights.treasury.authorizer.sign(digest)).encode()
+        response = await node.transport.request(
+            "GET", path, [(headers.SIGNATURE, signature)], timeout_s=10.0
+        )
+        try:
+            body = await response.read(_PAGE_BYTES_MAX)
+            if response.status == 404:
+                return [], set()  # a node without the channel never charged on it
+            if response.status != 200:
+                raise Unavailable(f"status {response.status}", code="node_failed")
+        finally:
+            await response.close()
+        try:
+            value = orjson.loads(body)
+            receipts = [SignedReceipt.from_wire(item) for item in value["receipts"]]
+            return receipts, {from_hex(item, 32) for item in value["inFlight"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise AnswerInvalid(f"a page of receipts that cannot be read: {error}") from None
+
+    def _book(self, node: KnownNode, channel: PayerChannel, signed: SignedReceipt) -> None:
+        receipt = signed.receipt
+        request_id = receipt.request_id
+        if receipt.seq < channel.next_seq or receipt.seq in channel.booked_ahead:
+            return
+        if request_id in self.flights.active:
+            return  # its answer is on the way; it is booked there, against what arrives
+        try:
+            record = self._check(node, channel, signed)
+            if record is None:
+                return
+            channel.book(receipt)
+        except (ReceiptInvalid, Refused) as error:
+            _LOG.error("late receipt of %s refused: %s", to_hex(node.address), error.message)
+            node.failed(self.clock.now_ms(), "receipt_invalid")
+            return
+        record.settle(signed)
+        record.ended_ms = record.ended_ms or self.clock.now_ms()
+        key_hash, account = self._account(record.account)
+        if account is not None:
+            account.spend(record.client_request_id.encode(), receipt.charge_pico_usd)
+            self._release(record)
+        self.ledger.save_attempt(record, channel, key_hash)
+
+    def _check(
+        self, node: KnownNode, channel: PayerChannel, signed: SignedReceipt
+    ) -> AttemptRecord | None:
+        request_id = signed.receipt.request_id
+        flight = self.flights.unresolved.pop(request_id, None)
+        if flight is not None:
+            check_late_receipt(signed, flight.attempt)
+            return flight.record
+        ours = self.flights.treasury.request_ids.ours(request_id, channel.channel_id)
+        record = self._lost.pop(request_id, None)
+        if record is None and ours:
+            record = _forgotten(node, signed)
+        if record is None:
+            _LOG.error("node %s has a receipt for no request of ours", to_hex(node.address))
+            return None
+        if signed.receipt.charge_pico_usd > record.maximum_pico_usd:
+            raise ReceiptInvalid("A late receipt charges more than its maximum.")
+        verify(signed.receipt.digest(channel.chain_id), signed.signature, node.address)
+        return record
+
+    def _resolve(self, channel: PayerChannel, running: set[bytes]) -> None:
+        """What the node neither runs nor receipted is over and owes nothing."""
+        for request_id in [item for item in channel.unresolved if item not in running]:
+            channel.resolve(request_id)
+            flight = self.flights.unresolved.pop(request_id, None)
+            if flight is not None:
+                self._release(flight.record)
+        for record in self._lost_of(channel):
+            if record.request_id not in running:
+                del self._lost[record.request_id]
+                record.move(AttemptState.FAILED)
+                self.ledger.save_attempt(record)
+
+    def _release(self, record: AttemptRecord) -> None:
+        """Free the budget's hold once nothing of the client's request can be charged any more."""
+        _, account = self._account(record.account)
+        if account is not None and not self.flights.pending(record.client_request_id):
+            account.release(record.client_request_id.encode())
+
+    def owes(self, channel: PayerChannel) -> bool:
+        """Whether attempts of this channel wait for their node's word."""
+        return bool(channel.unresolved or self._lost_of(channel))
+
+    def _lost_of(self, channel: PayerChannel) -> list[AttemptRecord]:
+        return [item for item in self._lost.values() if item.channel_id == channel.channel_id]
+
+    def _account(self, name: str) -> tuple[bytes | None, Account | None]:
+        for key_hash, account in self.ledger.accounts.items():
+            if account.name == name:
+                return key_hash, account
+        return None, None
+
+
+def _forgotten(node: KnownNode, signed: SignedReceipt) -> AttemptRecord:
+    """A record for a request of ours that went down in a crash before it was on disk.
+
+    Its maximum is not known any more; its voucher covers the charge, or the node could not claim
+    it. It is the operator's cost, since nobody knows whose request it was.
+    """
+    receipt = signed.receipt
+    return AttemptRecord(
+        request_id=receipt.request_id,
+        client_request_id="",
+        account="",
+        node=node.address,
+        channel_id=receipt.channel_id,
+        model="",
+        task="",
+        maximum_pico_usd=receipt.charge_pico_usd,
+        maximum_units=0,
+        started_ms=receipt.started_ms,
+        state=AttemptState.LOST,
+    )

@@ -1,0 +1,104 @@
+"""What a gateway tells of itself: models for everyone, money for its operator."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from inferpool.gateway.gateway import Gateway
+from inferpool.gateway.nodes import KnownNode
+from inferpool.payments.payer_ledger import AttemptRecord
+from inferpool.protocol.encoding import to_hex
+from inferpool.protocol.offer import Service
+
+ATTEMPTS_SHOWN: Final = 100
+
+
+def model_object(service: Service, nodes: list[KnownNode], created_s: int) -> dict[str, object]:
+    """A model for `GET /v1/models`: OpenAI's members, and under `inferpool` what we add."""
+    offered = [found for node in nodes if (found := node.offer.service(service.model))]
+    return {
+        "id": service.model,
+        "object": "model",
+        "created": created_s,
+        "owned_by": "inferpool",
+        "inferpool": {
+            "task": service.task.value,
+            "unit": service.task.unit,
+            "manifest": to_hex(service.manifest),
+            "context": service.context,
+            "classes": sorted({item.engine_class for item in offered}),
+            "price_in_pico_usd_per_unit": _range(
+                [item.price_in_pico_usd_per_unit for item in offered]
+            ),
+            "price_out_pico_usd_per_unit": _range(
+                [item.price_out_pico_usd_per_unit for item in offered]
+            ),
+            "nodes": len(nodes),
+        },
+    }
+
+
+def _range(prices: list[int]) -> dict[str, int]:
+    return {"min": min(prices), "max": max(prices)}
+
+
+def status(gateway: Gateway) -> dict[str, object]:
+    """Everything the operator may see; amounts in the unit of their name."""
+    now = gateway.clock.now_ms()
+    channels = [
+        {
+            "node": to_hex(node),
+            "channel": to_hex(channel.channel_id),
+            "balance_base_units": channel.balance,
+            "charged_base_units": channel.charged,
+            "charged_pico_usd": channel.total_pico_usd,
+            "held_base_units": channel.held_total,
+            "unresolved_base_units": channel.unresolved_total,
+            "signed_base_units": channel.signed_max,
+            "receipts": channel.next_seq - 1 + len(channel.booked_ahead),
+        }
+        for node, channel in gateway.ledger.channels.values()
+    ]
+    accounts = [
+        {
+            "name": account.name,
+            "limit_pico_usd": account.limit_pico_usd,
+            "spent_pico_usd": account.spent_pico_usd,
+            "held_pico_usd": account.held_pico_usd,
+        }
+        for account in gateway.ledger.accounts.values()
+    ]
+    nodes = [
+        {
+            "node": to_hex(node.address),
+            "alive": node.alive(now),
+            "models": [service.model for service in node.offer.services],
+            "in_flight": node.in_flight,
+            "failures": round(node.failures, 4),
+            "reasons": node.reasons,
+        }
+        for node in gateway.directory.nodes.values()
+    ]
+    attempts = [attempt_object(item) for item in gateway.ledger.attempts(ATTEMPTS_SHOWN)]
+    return {"nodes": nodes, "channels": channels, "accounts": accounts, "attempts": attempts}
+
+
+def attempt_object(record: AttemptRecord) -> dict[str, object]:
+    """One attempt for people and scripts."""
+    return {
+        "request_id": to_hex(record.request_id),
+        "client_request_id": record.client_request_id,
+        "account": record.account,
+        "node": to_hex(record.node),
+        "model": record.model,
+        "task": record.task,
+        "state": record.state.value,
+        "charge_pico_usd": record.charge_pico_usd,
+        "maximum_pico_usd": record.maximum_pico_usd,
+        "prompt_units": record.prompt_units,
+        "output_units": record.output_units,
+        "started_ms": record.started_ms,
+        "first_ms": record.first_ms,
+        "ended_ms": record.ended_ms,
+        "error_code": record.error_code,
+    }

@@ -1,0 +1,167 @@
+"""The operator's money on the way to nodes: channels opened, topped up, and capped.
+
+Caps keep a gateway from locking its wallet up with strangers: per node, and in all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from inferpool.chain.authorization import authorize_deposit
+from inferpool.chain.base import Chain
+from inferpool.identity.signing import Key
+from inferpool.payments.payer import PayerChannel
+from inferpool.payments.payer_ledger import PayerLedger
+from inferpool.payments.request_ids import RequestIds
+from inferpool.protocol.encoding import to_hex
+from inferpool.protocol.errors import PaymentRequired
+from inferpool.protocol.limits import WITHDRAW_DELAY_ACCEPTED_S
+from inferpool.protocol.offer import Offer, Terms
+from inferpool.protocol.voucher import ChannelConfig
+
+_LOG = logging.getLogger("inferpool.treasury")
+_AUTHORIZATION_VALID_S = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """Bounds in base units of the token."""
+
+    deposit: int = 2_000_000  # for a new channel, and for a top-up
+    per_node: int = 10_000_000
+    total: int = 100_000_000
+
+
+@dataclass(slots=True)
+class Treasury:
+    """Opens and feeds one channel for each node. `payer` is the cold key that owns the money,
+    `authorizer` the hot key that signs vouchers."""
+
+    chain: Chain
+    ledger: PayerLedger
+    payer: Key
+    authorizer: Key
+    caps: Caps
+    random: Callable[[int], bytes] = secrets.token_bytes
+    request_ids: RequestIds = field(init=False)
+    _by_node: dict[bytes, PayerChannel] = field(default_factory=dict)
+    _locks: dict[bytes, asyncio.Lock] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.request_ids = RequestIds.of(self.authorizer)
+        for node, channel in self.ledger.channels.values():
+            self._by_node[node] = channel
+
+    def known(self, node: bytes) -> PayerChannel | None:
+        """The channel of a node, where there is one."""
+        return self._by_node.get(node)
+
+    @property
+    def locked(self) -> int:
+        """Base units that lie in channels."""
+        return sum(channel.balance - channel.charged for channel in self._by_node.values())
+
+    async def channel(self, offer: Offer) -> PayerChannel:
+        """The open channel to a node, opened with a deposit the first time.
+
+        Raises PaymentRequired where terms or caps forbid it, Unavailable where the chain is away.
+        """
+        channel = self._by_node.get(offer.node)
+        if channel is not None and self._fits(channel, offer.terms):
+            return channel
+        async with self._locks.setdefault(offer.node, asyncio.Lock()):
+            channel = self._by_node.get(offer.node)
+            if channel is None or not self._fits(channel, offer.terms):
+                channel = await self._open(offer)
+        return channel
+
+    def _fits(self, channel: PayerChannel, terms: Terms) -> bool:
+        config = channel.config
+        return (
+            config.receiver == terms.payee
+            and config.receiver_authorizer == terms.receiver_authorizer
+            and config.token == terms.asset
+            and config.withdraw_delay_s == terms.withdraw_delay_s
+        )
+
+    async def _open(self, offer: Offer) -> PayerChannel:
+        terms = offer.terms
+        if terms.chain_id != self.chain.chain_id:
+            raise PaymentRequired(
+                f"The node is paid on chain {terms.chain_id}, this gateway pays on"
+                f" {self.chain.chain_id}.",
+                code="payment_terms",
+            )
+        if terms.withdraw_delay_s > WITHDRAW_DELAY_ACCEPTED_S:
+            raise PaymentRequired(
+                f"The node would lock money up for {terms.withdraw_delay_s} s.",
+                code="payment_terms",
+            )
+        config = ChannelConfig(
+            payer=self.payer.address,
+            payer_authorizer=self.authorizer.address,
+            receiver=terms.payee,
+            receiver_authorizer=terms.receiver_authorizer,
+            token=terms.asset,
+            withdraw_delay_s=terms.withdraw_delay_s,
+            salt=self.random(32),
+        )
+        channel = PayerChannel(
+            config, config.channel_id(terms.chain_id), terms.chain_id, terms.asset_decimals
+        )
+        await self._deposit(offer, channel, max(terms.min_deposit, self.caps.deposit))
+        self._by_node[offer.node] = channel
+        return channel
+
+    async def top_up(self, offer: Offer, channel: PayerChannel, needed: int) -> None:
+        """Deposit again until the channel holds `needed` base units; many may ask at once."""
+        async with self._locks.setdefault(offer.node, asyncio.Lock()):
+            if channel.balance < needed:
+                amount = max(needed - channel.balance, self.caps.deposit)
+                await self._deposit(offer, channel, amount)
+
+    async def _deposit(self, offer: Offer, channel: PayerChannel, amount: int) -> None:
+        self._check_caps(channel, amount)
+        terms = offer.terms
+        now_s = await self.chain.now_s()
+        authorization = authorize_deposit(
+            self.payer,
+            channel.config,
+            amount,
+            chain_id=terms.chain_id,
+            name=terms.asset_name,
+            version=terms.asset_version,
+            valid_before_s=now_s + _AUTHORIZATION_VALID_S,
+            salt=int.from_bytes(self.random(32), "big"),
+        )
+        # The channel's terms are on disk before its money is on chain: a crash in between loses
+        # nothing, since the next start finds the channel and reads its balance.
+        await self.ledger.save_channel(offer.node, channel)
+        await self.chain.deposit(channel.config, amount, authorization)
+        state = await self.chain.channel(channel.channel_id)
+        channel.balance = state.balance
+        await self.ledger.save_channel(offer.node, channel)
+        _LOG.info(
+            "deposited %d base units with node %s, channel %s",
+            amount,
+            to_hex(offer.node),
+            to_hex(channel.channel_id),
+        )
+
+    def _check_caps(self, channel: PayerChannel, amount: int) -> None:
+        at_node = channel.balance - channel.charged
+        if at_node + amount > self.caps.per_node or self.locked + amount > self.caps.total:
+            raise PaymentRequired(
+                f"A deposit of {amount} base units is over this gateway's caps"
+                f" ({self.caps.per_node} a node, {self.caps.total} in all).",
+                code="capital_exceeded",
+            )
+
+    async def refresh(self) -> None:
+        """Read every channel's balance from the chain, as after a restart."""
+        for channel in self._by_node.values():
+            channel.balance = (await self.chain.channel(channel.channel_id)).balance

@@ -1,0 +1,1 @@
+"""The provider's machine: offers, payment, engines, receipts."""

@@ -1,0 +1,193 @@
+"""The node's routes, as one plain ASGI callable.
+
+| route | what |
+| --- | --- |
+| POST /v1/chat/completions | OpenAI's chat, streamed or whole; paid |
+| GET /v1/models | the services |
+| POST /v2/models/M[/versions/V]/infer | Open Inference Protocol; paid |
+| GET /v2, /v2/health/*, /v2/models/M[/ready] | its metadata |
+| GET /.well-known/inferpool/offer | the signed offer |
+| GET /inferpool/lease | leases, a line each ten seconds |
+| GET /inferpool/receipts?channel=&after= | receipts that a payer lost |
+| GET /inferpool/evidence/ID | under the payer's signature |
+| POST /inferpool/control/claim | claim and settle now; under the control token |
+| GET /health | 200 while it serves |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Awaitable, Callable
+from urllib.parse import parse_qs
+
+from inferpool import __version__
+from inferpool.node.node import Node, PaymentNeeded
+from inferpool.node.tensors import model_metadata
+from inferpool.protocol import headers, limits
+from inferpool.protocol.encoding import from_hex, to_hex
+from inferpool.protocol.errors import BadRequest, InferpoolError, Unauthorized
+from inferpool.protocol.job import Task
+from inferpool.transport.asgi import (
+    ClientLeft,
+    HttpRequest,
+    Receive,
+    Scope,
+    Send,
+    error_headers,
+)
+
+_LOG = logging.getLogger("inferpool.node")
+
+Claim = Callable[[], Awaitable[dict[str, object]]]
+
+
+class NodeApp:
+    """ASGI application. `claim` claims and settles; `control_token` guards what the owner does."""
+
+    def __init__(self, node: Node, claim: Claim, control_token: str) -> None:
+        self._node, self._claim = node, claim
+        self._token = control_token.encode()
+        self._plain: dict[tuple[str, str], Callable[[HttpRequest], Awaitable[None]]] = {
+            ("GET", "/v1/models"): self._models,
+            ("GET", "/v2"): self._server,
+            ("GET", "/v2/health/live"): self._live,
+            ("GET", "/v2/health/ready"): self._ready,
+            ("GET", "/health"): self._ready,
+            ("GET", "/.well-known/inferpool/offer"): self._offer,
+            ("GET", "/inferpool/lease"): self._lease,
+            ("POST", "/inferpool/control/claim"): self._claim_now,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request. The hot paths are asked for first."""
+        if scope["type"] != "http":
+            return
+        request = HttpRequest(scope, receive, send)
+        try:
+            await self._route(request, scope)
+        except ClientLeft:
+            pass
+        except InferpoolError as error:
+            await self._fail(request, error)
+        except Exception:
+            _LOG.exception("%s %s failed", request.method, request.path)
+            await self._fail(request, InferpoolError("The node failed; its log says why."))
+
+    async def _route(self, request: HttpRequest, scope: Scope) -> None:
+        method, path = request.method, request.path
+        if method == "POST" and path == "/v1/chat/completions":
+            body = await request.body(limits.BODY_CHAT_MAX)
+            await self._node.chat(request, body)
+        elif path.startswith("/v2/models/"):
+            await self._model(request)
+        elif (method, path) in self._plain:
+            await self._plain[method, path](request)
+        elif method == "GET" and path == "/inferpool/receipts":
+            await self._receipts(request, scope["query_string"])
+        elif method == "GET" and path.startswith("/inferpool/evidence/"):
+            await self._evidence(request)
+        else:
+            known = path == "/v1/chat/completions" or any(path == p for _, p in self._plain)
+            code = "method_not_allowed" if known else "not_found"
+            raise BadRequest(f"{method} {path} is not served here.", code=code)
+
+    @staticmethod
+    async def _fail(request: HttpRequest, error: InferpoolError) -> None:
+        body = error.oip() if request.path.startswith("/v2") else error.openai()
+        extra = error_headers(error)
+        if isinstance(error, PaymentNeeded):
+            extra.append((headers.PAYMENT_REQUIRED, error.header))
+        try:
+            await request.answer_json(body, error.status, extra)
+        except RuntimeError:  # the answer had begun: it ends here, without its clean end
+            _LOG.warning("%s broke off in mid-answer: %s", request.path, error.message)
+
+    async def _model(self, request: HttpRequest) -> None:
+        parts = request.path.split("/")[3:]
+        name = parts[0]
+        rest = parts[3:] if parts[1:2] == ["versions"] else parts[1:]
+        if request.method == "POST" and rest == ["infer"]:
+            body = await request.body(limits.BODY_TENSOR_MAX)
+            await self._node.infer(request, name, body)
+            return
+        if request.method != "GET" or rest not in ([], ["ready"]):
+            raise BadRequest(f"{request.method} {request.path} is not served.", code="not_found")
+        hosted = self._node.services.find(name, Task.TENSOR)
+        if rest:
+            await request.answer(200 if hosted.engine.ready() else 503, b"", ())
+            return
+        await request.answer_json(model_metadata(name, hosted.engine.inputs, hosted.engine.outputs))
+
+    async def _models(self, request: HttpRequest) -> None:
+        created = self._node.clock.now_ms() // 1000
+        data = [
+            {"id": s.model, "object": "model", "created": created, "owned_by": "inferpool"}
+            for s in self._node.services.offered()
+        ]
+        await request.answer_json({"object": "list", "data": data})
+
+    async def _server(self, request: HttpRequest) -> None:
+        await request.answer_json(
+            {"name": "inferpool-node", "version": __version__, "extensions": ["binary_tensor_data"]}
+        )
+
+    async def _live(self, request: HttpRequest) -> None:
+        await request.answer_json({"live": True})
+
+    async def _ready(self, request: HttpRequest) -> None:
+        ready = not self._node.draining and bool(self._node.services.offered())
+        await request.answer_json({"ready": ready}, 200 if ready else 503)
+
+    async def _offer(self, request: HttpRequest) -> None:
+        await request.answer(200, self._node.offers.current().encode())
+
+    async def _lease(self, request: HttpRequest) -> None:
+        """A line of JSON each ten seconds, until the reader leaves."""
+        await request.body(0)
+        await request.start([(b"content-type", b"application/x-ndjson")])
+        left = asyncio.ensure_future(request.disconnected())
+        try:
+            while not left.done():
+                await request.send(self._node.lease().encode() + b"\n")
+                await asyncio.wait([left], timeout=limits.LEASE_EVERY_MS / 1000)
+        finally:
+            left.cancel()
+
+    async def _receipts(self, request: HttpRequest, query: bytes) -> None:
+        try:
+            values = parse_qs(query.decode(), strict_parsing=True, max_num_fields=4)
+            channel_id = from_hex(values["channel"][0], 32)
+            after = int(values.get("after", ["0"])[0])
+            if not 0 <= after < 2**63:
+                raise ValueError("after is out of range")
+            signature = from_hex(request.headers.get(headers.SIGNATURE, b"").decode(), 65)
+        except (KeyError, ValueError) as error:
+            raise BadRequest(
+                f"Ask with ?channel=0x...&after=N and Inferpool-Signature: {error}"
+            ) from None
+        signed, running = self._node.receipts(channel_id, after, signature)
+        await request.answer_json(
+            {
+                "receipts": [item.to_wire() for item in signed],
+                "inFlight": [to_hex(item) for item in running],
+            }
+        )
+
+    async def _evidence(self, request: HttpRequest) -> None:
+        try:
+            request_id = from_hex(request.path.rsplit("/", 1)[1], 32)
+            signature = from_hex(request.headers.get(headers.SIGNATURE, b"").decode(), 65)
+        except ValueError as error:
+            raise BadRequest(f"A request id, and Inferpool-Signature: {error}.") from None
+        evidence = self._node.evidence(request_id, signature)
+        await request.answer(
+            200, evidence.encode(), [(b"content-type", b"application/octet-stream")]
+        )
+
+    async def _claim_now(self, request: HttpRequest) -> None:
+        given = request.headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        if not hmac.compare_digest(given, self._token):
+            raise Unauthorized("This needs the node's control token.")
+        await request.answer_json(await self._claim())

@@ -1,0 +1,144 @@
+"""Chat on the node: run, meter, stream, sign. Also the heartbeat, which is the engine's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final, cast
+
+from inferpool.engines.base import Phase, Progress, Sampling, TextCall, TextChunk, TextEngine
+from inferpool.node.services import Hosted
+from inferpool.node.work import Work
+from inferpool.protocol import answers
+from inferpool.protocol.chat import ChatRequest
+from inferpool.protocol.limits import HEARTBEAT_MS
+from inferpool.transport.asgi import HttpRequest
+
+_HEARTBEAT_S: Final = HEARTBEAT_MS / 1000
+
+
+def text_call(request: ChatRequest, hosted: Hosted, seed: int) -> TextCall:
+    """The engine's call: the caller's numbers, then the manifest's, all explicit."""
+    defaults = hosted.manifest.sampling_defaults()
+    known = set(Sampling.__slots__) - {"seed"}
+    numbers = {name: value for name, value in defaults.items() if name in known}
+    numbers |= request.sampling
+    top_k = int(numbers.pop("top_k", 0))
+    return TextCall(
+        messages=request.messages,
+        prompt=None,
+        max_output=request.max_output or hosted.manifest.limits.default_max_output,
+        sampling=Sampling(seed=seed, top_k=top_k, **numbers),
+        stop=request.stop,
+        resume=request.resume,
+    )
+
+
+async def generate(
+    hosted: Hosted, call: TextCall, progress: Progress, work: Work
+) -> AsyncGenerator[TextChunk, None]:
+    """Run the engine and count what it gives; the meter is here and nowhere else."""
+    engine = cast(TextEngine, hosted.engine)
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    first_ms = 0.0
+    async with aclosing(
+        cast(AsyncGenerator[TextChunk, None], engine.generate(call, progress))
+    ) as g:
+        async for chunk in g:
+            if not work.ids:
+                first_ms = 1000 * (loop.time() - begun)
+            work.ids.extend(chunk.ids)
+            work.logprobs.extend(chunk.logprobs)
+            if chunk.prompt_units is not None:
+                work.prompt_units = chunk.prompt_units
+            yield chunk
+    hosted.pace.add(first_ms, 1000 * (loop.time() - begun), len(work.ids))
+
+
+class Heartbeat:
+    """Comments on an idle stream, one a second, that say where the engine is.
+
+    They go on only while the adapter's progress is its engine's own word (design D12); what the
+    gateway does about a state that does not change is the gateway's.
+    """
+
+    def __init__(self, request: HttpRequest, progress: Progress) -> None:
+        self._request, self._progress = request, progress
+        self._last_s = asyncio.get_running_loop().time()
+        self._task = asyncio.create_task(self._run(), name="heartbeat")
+
+    def sent(self) -> None:
+        """A chunk went out: the stream is not idle."""
+        self._last_s = asyncio.get_running_loop().time()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(max(0.01, self._last_s + _HEARTBEAT_S - loop.time()))
+            if loop.time() - self._last_s >= _HEARTBEAT_S:
+                phase, count = self._progress.phase, self._progress.count
+                await self._request.send(f": {Phase(phase).value} {count}\n\n".encode())
+                self.sent()
+
+    async def stop(self) -> None:
+        """End it before the stream's last bytes."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
+class ChatStream:
+    """Writes one answer as OpenAI's chunks; for our own payer with the token ids of each.
+
+    `answer_hash` runs over the data of every event before the one with the receipt, each followed
+    by a line feed: both sides can compute it from what crossed the wire.
+    """
+
+    def __init__(self, request: HttpRequest, work: Work, model: str) -> None:
+        self._request, self._work = request, work
+        self._head = answers.head(
+            work.request_id, model, work.service.engine_class, work.started_ms // 1000
+        )
+
+    async def send(self, value: dict[str, object]) -> None:
+        """One event that counts as part of the answer."""
+        data = answers.event(value)
+        self._work.answer_hash.update(data[6:-1])  # without "data: " and the second line feed
+        await self._request.send(data)
+
+    async def open(self) -> None:
+        """The first chunk: the role."""
+        await self.send(answers.chunk(self._head, {"role": "assistant", "content": ""}, None))
+
+    async def token(self, chunk: TextChunk) -> None:
+        """What the engine gave, as a chunk; the finish reason comes alone, as OpenAI sends it."""
+        if chunk.ids or chunk.text:
+            value = answers.chunk(self._head, {"content": chunk.text}, None)
+            if self._work.own:
+                value["inferpool"] = {"ids": chunk.ids}
+            await self.send(value)
+        if chunk.finish_reason is not None:
+            await self.send(answers.chunk(self._head, {}, chunk.finish_reason))
+
+    async def close(self, include_usage: bool, *, done: bool = True) -> None:
+        """Usage, with the receipt for our own payer, and the end."""
+        usage: dict[str, object] = {
+            **self._head,
+            "choices": [],
+            "usage": answers.usage_object(self._work.usage),
+        }
+        if self._work.own:
+            assert self._work.signed is not None, "the receipt is signed before it is sent"
+            usage["inferpool"] = self._work.signed.to_wire()
+            await self._request.send(answers.event(usage))
+        elif include_usage:
+            await self._request.send(answers.event(usage))
+        if done:
+            await self._request.send(answers.DONE)
+        await self._request.end()
+
+    async def fail(self, body: dict[str, object]) -> None:
+        """An error in the middle: OpenAI's error object as an event, and no [DONE]."""
+        await self._request.send(answers.event(body))
+        await self._request.end()

@@ -1,0 +1,136 @@
+"""The gate that every paid request passes: terms, channel, deposit, voucher.
+
+A request comes out with its maximum held on a channel whose voucher covers it, or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from inferpool.chain.base import Chain
+from inferpool.payments import x402
+from inferpool.payments.payee import PayeeChannel
+from inferpool.payments.payee_ledger import PayeeLedger
+from inferpool.protocol.errors import InferpoolError, PaymentRequired, Unavailable
+from inferpool.protocol.limits import CHANNELS_MAX
+from inferpool.protocol.offer import Terms
+from inferpool.protocol.voucher import ChannelConfig
+
+_LOCKS_MAX: Final = 1024
+
+
+class PaymentGate:
+    """Admits payments of one set of terms."""
+
+    def __init__(self, terms: Terms, chain: Chain, ledger: PayeeLedger) -> None:
+        self.terms = terms
+        self._chain = chain
+        self._ledger = ledger
+        self._fresh: set[bytes] = set()  # channels whose chain state was read since the start
+        self._locks: dict[bytes, asyncio.Lock] = {}
+
+    async def admit(self, header: bytes, request_id: bytes, maximum: int) -> PayeeChannel:
+        """Hold `maximum` base units for a request. Raises PaymentRequired with the reason."""
+        payment = x402.parse_payment(header)
+        self._check_terms(payment, maximum)
+        channel_id = payment.config.channel_id(self.terms.chain_id)
+        if payment.voucher.channel_id != channel_id:
+            raise PaymentRequired(
+                "The voucher names another channel than its configuration.", code="payment_terms"
+            )
+        if payment.kind == "deposit":
+            await self._deposit(channel_id, payment)
+        channel = await self.channel(payment.config, channel_id)
+        if payment.voucher.max_claimable > channel.balance:
+            await self.refresh(channel)  # a top-up may have been mined since
+        try:
+            channel.admit(request_id, payment.voucher, maximum)
+        except PaymentRequired as error:
+            raise Disagreement(error, channel) from None
+        return channel
+
+    def _check_terms(self, payment: x402.Payment, maximum: int) -> None:
+        config, terms = payment.config, self.terms
+        wrong = None
+        if payment.accepted_network != terms.network:
+            wrong = f"network must be {terms.network}"
+        elif config.receiver != terms.payee:
+            wrong = "receiver is not this node's payee"
+        elif config.receiver_authorizer != terms.receiver_authorizer:
+            wrong = "receiverAuthorizer is not this node's"
+        elif config.token != terms.asset:
+            wrong = "token is not the offered asset"
+        elif config.withdraw_delay_s != terms.withdraw_delay_s:
+            wrong = f"withdrawDelay must be {terms.withdraw_delay_s} seconds"
+        elif not any(config.payer_authorizer):
+            # A zero authoriser lets a wallet contract judge signatures, and change its mind.
+            wrong = "payerAuthorizer must be a key, not zero"
+        elif payment.accepted_amount != maximum:
+            wrong = f"amount must be this request's maximum, {maximum} base units"
+        if wrong:
+            raise PaymentRequired(f"The payment's terms differ: {wrong}.", code="payment_terms")
+
+    async def channel(self, config: ChannelConfig, channel_id: bytes) -> PayeeChannel:
+        """The channel, read from the chain the first time. Raises PaymentRequired."""
+        channel = self._ledger.channels.get(channel_id)
+        if channel is not None and channel_id in self._fresh:
+            return channel
+        if channel is None:
+            if len(self._ledger.channels) >= CHANNELS_MAX:
+                raise Unavailable("This node keeps no more channels.", code="overloaded")
+            channel = PayeeChannel(
+                config, channel_id, self.terms.chain_id, self.terms.asset_decimals
+            )
+        await self.refresh(channel)
+        if channel.balance == 0:
+            raise PaymentRequired(
+                "The channel holds no money on the chain; deposit first.", code="channel_not_found"
+            )
+        # Two first requests may have read the chain side by side: the first one's object stays.
+        return self._ledger.channels.setdefault(channel_id, channel)
+
+    async def refresh(self, channel: PayeeChannel) -> None:
+        """Read a channel's state from the chain."""
+        state = await self._chain.channel(channel.channel_id)
+        channel.balance, channel.claimed = state.balance, state.total_claimed
+        if channel.channel_id not in self._ledger.channels:
+            # What was claimed on chain was charged by us once, whatever our own book remembers.
+            channel.reported = max(channel.reported, state.total_claimed)
+            channel.total_pico_usd = max(
+                channel.total_pico_usd,
+                state.total_claimed * 10 ** (12 - self.terms.asset_decimals),
+            )
+        channel.closing = state.withdraw_started_s > 0
+        self._fresh.add(channel.channel_id)
+
+    async def _deposit(self, channel_id: bytes, payment: x402.Payment) -> None:
+        authorization = payment.authorization
+        assert authorization is not None, "the parser gives a deposit its authorisation"
+        if payment.deposit_amount < self.terms.min_deposit:
+            raise PaymentRequired(
+                f"A deposit must be at least {self.terms.min_deposit} base units.",
+                code="deposit_failed",
+            )
+        if len(self._locks) >= _LOCKS_MAX:
+            self._locks = {key: lock for key, lock in self._locks.items() if lock.locked()}
+        async with self._locks.setdefault(channel_id, asyncio.Lock()):
+            try:
+                await self._chain.deposit(payment.config, payment.deposit_amount, authorization)
+            except Unavailable:
+                raise
+            except InferpoolError as error:
+                raise PaymentRequired(
+                    f"The deposit did not go through: {error.message}", code="deposit_failed"
+                ) from None
+            channel = self._ledger.channels.get(channel_id)
+            if channel is not None:
+                await self.refresh(channel)
+
+
+class Disagreement(PaymentRequired):
+    """A voucher that does not fit the channel: answered with a corrective 402."""
+
+    def __init__(self, error: PaymentRequired, channel: PayeeChannel) -> None:
+        super().__init__(error.message, code=error.code)
+        self.channel = channel

@@ -1,0 +1,153 @@
+"""What a node serves: a manifest, its engine, its price and how much it takes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from inferpool.engines.base import Engine
+from inferpool.models.manifest import Manifest
+from inferpool.protocol.errors import BadRequest, Unavailable
+from inferpool.protocol.job import Job, Task
+from inferpool.protocol.limits import QUEUE_MAX
+from inferpool.protocol.offer import Service
+
+_SMOOTHING = 0.2  # of the running averages: about the last ten calls count
+
+
+@dataclass(slots=True)
+class Pace:
+    """Measured speed of one service, told in leases; running averages."""
+
+    first_unit_ms: float = 0.0
+    unit_us: float = 0.0
+
+    def add(self, first_ms: float, total_ms: float, units: int) -> None:
+        """Count one finished call of `units` units."""
+        self.first_unit_ms = self._mix(self.first_unit_ms, first_ms)
+        if units > 1:
+            self.unit_us = self._mix(self.unit_us, 1000 * (total_ms - first_ms) / (units - 1))
+
+    @staticmethod
+    def _mix(old: float, new: float) -> float:
+        return new if old == 0.0 else old + _SMOOTHING * (new - old)
+
+
+@dataclass(slots=True)
+class Hosted:
+    """One service with what runs it. Prices in pico-USD per unit."""
+
+    manifest: Manifest
+    engine: Any  # a TextEngine or a TensorEngine, by the manifest's task
+    price_in_pico_usd_per_unit: int
+    price_out_pico_usd_per_unit: int
+    slots: int
+    running: int = 0
+    pace: Pace = field(default_factory=Pace)
+    _service: Service | None = None
+
+    @property
+    def task(self) -> Task:
+        """The manifest's task."""
+        return Task(self.manifest.task)
+
+    def service(self) -> Service:
+        """The entry in the node's offer; one object, since every request compares it."""
+        if self._service is None:
+            self._service = self._describe()
+        return self._service
+
+    def _describe(self) -> Service:
+        manifest, limits = self.manifest, self.manifest.limits
+        text = self.task in (Task.CHAT, Task.COMPLETION)
+        return Service(
+            manifest=bytes.fromhex(manifest.id[2:]),
+            model=manifest.name,
+            task=self.task,
+            engine_class=self.engine.engine_class,
+            price_in_pico_usd_per_unit=self.price_in_pico_usd_per_unit,
+            price_out_pico_usd_per_unit=self.price_out_pico_usd_per_unit,
+            context=(limits.context if text else limits.max_rows) or 0,
+            default_max_output=limits.default_max_output or 0,
+            template_overhead=manifest.template_overhead,
+            message_overhead=manifest.message_overhead,
+            resume=text,
+            audited=text,
+        )
+
+    def check(self, job: Job) -> None:
+        """Refuse what the model cannot take. Raises BadRequest."""
+        limits = self.manifest.limits
+        if self.task is Task.TENSOR and limits.max_rows and job.rows > limits.max_rows:
+            raise BadRequest(
+                f"{job.model} takes at most {limits.max_rows} rows a request, not {job.rows}.",
+                code="invalid_tensor",
+                param="inputs[0].shape",
+            )
+        if limits.max_output and (job.max_output or 0) > limits.max_output:
+            raise BadRequest(
+                f"{job.model} gives at most {limits.max_output} tokens an answer.",
+                code="context_length_exceeded",
+                param="max_tokens",
+            )
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place, running or in the queue. Raises Unavailable(overloaded) when full."""
+        if not self.engine.ready():
+            raise Unavailable(
+                f"The engine of {self.manifest.name} is not ready yet.",
+                code="engine_unavailable",
+                retry_after_s=2,
+            )
+        if self.running >= self.slots + QUEUE_MAX:
+            raise Unavailable(
+                f"All {self.slots} slots of {self.manifest.name} and its queue are taken.",
+                code="overloaded",
+                retry_after_s=2,
+            )
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+
+
+class Services:
+    """The node's services by model name and by manifest id."""
+
+    def __init__(self, hosted: Iterable[Hosted]) -> None:
+        self.hosted: Sequence[Hosted] = tuple(hosted)
+        self._by_name: dict[str, Hosted] = {}
+        for item in self.hosted:
+            self._by_name[item.manifest.name] = item
+            self._by_name[item.manifest.id] = item
+
+    def find(self, model: str, task: Task) -> Hosted:
+        """The service of a model. Raises BadRequest(model_not_found)."""
+        found = self._by_name.get(model)
+        if found is None or found.task is not task:
+            names = ", ".join(item.manifest.name for item in self.hosted if item.task is task)
+            raise BadRequest(
+                f"The model {model!r} is not served here for {task.value};"
+                f" served: {names or 'none'}.",
+                code="model_not_found",
+                param="model",
+            )
+        return found
+
+    def offered(self) -> list[Service]:
+        """What an offer may name now: services whose engine is ready."""
+        return [item.service() for item in self.hosted if item.engine.ready()]
+
+    @property
+    def engines(self) -> list[Engine]:
+        """Every engine."""
+        return [item.engine for item in self.hosted]
+
+    @property
+    def free_slots(self) -> int:
+        """Calls that would start at once."""
+        return sum(max(0, item.slots - item.running) for item in self.hosted)

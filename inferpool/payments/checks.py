@@ -1,0 +1,76 @@
+"""What a payer checks of a receipt before anything is booked. Pure."""
+
+from __future__ import annotations
+
+from inferpool.identity.signing import verify
+from inferpool.protocol.attempt import Attempt
+from inferpool.protocol.errors import InferpoolError, Refused
+from inferpool.protocol.price import exact_pico_usd, maximum_usage
+from inferpool.protocol.receipt import Outcome, SignedReceipt
+
+
+class ReceiptInvalid(InferpoolError):
+    """A receipt that is not this attempt's, or says other than what crossed the wire."""
+
+    default = "receipt_invalid"
+
+
+def check_receipt(
+    signed: SignedReceipt,
+    attempt: Attempt,
+    *,
+    request_hash: bytes,
+    response_hash: bytes,
+    output_units: int,
+) -> None:
+    """Raise ReceiptInvalid unless the receipt fits the attempt and the answer that was received.
+
+    `response_hash` and `output_units` are what the payer saw itself.
+    """
+    receipt, service = signed.receipt, attempt.service
+    expected = {
+        "request id": (receipt.request_id, attempt.request_id),
+        "request hash": (receipt.request_hash, request_hash),
+        "manifest": (receipt.manifest, service.manifest),
+        "class": (receipt.engine_class, service.engine_class),
+        "offer": (receipt.offer_hash, attempt.offer_hash),
+        "service": (receipt.service, attempt.offer.index(service)),
+        "channel": (receipt.channel_id, attempt.channel_id),
+        "response hash": (receipt.response_hash, response_hash),
+        "output units": (receipt.output_units, output_units),
+    }
+    for name, (found, wanted) in expected.items():
+        if found != wanted:
+            raise ReceiptInvalid(f"The node's receipt is for another {name}.")
+    _check_charge(signed, attempt)
+    _check_signature(signed, attempt)
+
+
+def check_late_receipt(signed: SignedReceipt, attempt: Attempt) -> None:
+    """The same for a receipt fetched after the pipe was cut: the node may have sent more than
+    arrived, so hash and count of the answer stay unchecked; the maximum still bounds the charge."""
+    receipt = signed.receipt
+    if receipt.request_id != attempt.request_id or receipt.channel_id != attempt.channel_id:
+        raise ReceiptInvalid("The node's receipt is for another request.")
+    if receipt.outcome is Outcome.COMPLETE and receipt.manifest != attempt.service.manifest:
+        raise ReceiptInvalid("The node's receipt is for another manifest.")
+    _check_charge(signed, attempt)
+    _check_signature(signed, attempt)
+
+
+def _check_charge(signed: SignedReceipt, attempt: Attempt) -> None:
+    receipt = signed.receipt
+    most = maximum_usage(attempt.job, attempt.service)
+    if receipt.prompt_units > most.prompt_units or receipt.output_units > most.output_units:
+        raise ReceiptInvalid("The node's receipt counts more units than the request can use.")
+    exact = exact_pico_usd(receipt.usage, attempt.service)
+    if receipt.charge_pico_usd > min(exact, attempt.maximum_pico_usd):
+        raise ReceiptInvalid("The node's receipt charges more than units times price.")
+
+
+def _check_signature(signed: SignedReceipt, attempt: Attempt) -> None:
+    digest = signed.receipt.digest(attempt.offer.terms.chain_id)
+    try:
+        verify(digest, signed.signature, attempt.offer.node)
+    except Refused as error:
+        raise ReceiptInvalid(f"The node's receipt is not signed by it: {error.message}.") from None

@@ -1,0 +1,249 @@
+"""Durable writes with group commit: whoever awaits a write goes on when it is on disk.
+
+One writer thread takes all that queued while the last transaction was committed and commits it in
+one go, so that a burst of answers shares one fsync. `MemoryJournal` does the same without thread
+or file, for the simulator: a crash there loses exactly what was not committed yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from sqlalchemy import Executable, create_engine, event
+from sqlalchemy.engine import Engine, Row
+from sqlalchemy.pool import StaticPool
+from sqlalchemy.sql import ClauseElement
+
+from inferpool.payments.schema import METADATA
+from inferpool.protocol.errors import Unavailable
+
+BATCH_MAX: Final = 1024
+QUEUE_MAX: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A statement compiled once for one database: executing it skips SQLAlchemy (5 us, not 150)."""
+
+    sql: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One statement with its parameters."""
+
+    statement: Statement
+    values: dict[str, object]
+
+    def parameters(self) -> tuple[object, ...]:
+        """Positional parameters in the order of the SQL."""
+        return tuple(self.values[name] for name in self.statement.names)
+
+
+class Journal(Protocol):
+    """Where both ledgers write and read."""
+
+    def compile(self, statement: ClauseElement) -> Statement:
+        """Compile a Core statement for this database."""
+        ...
+
+    def write(self, writes: Sequence[Write]) -> asyncio.Future[None]:
+        """Queue writes, in order, as one unit; the future is done when they are durable."""
+        ...
+
+    def read(self, query: Executable) -> Sequence[Row[Any]]:
+        """Run a query now; for start-up and rare paths."""
+        ...
+
+    def close(self) -> None:
+        """Commit what is queued and close."""
+        ...
+
+
+def _compile(engine: Engine, statement: ClauseElement) -> Statement:
+    compiled = statement.compile(dialect=engine.dialect)
+    names = getattr(compiled, "positiontup", None)
+    assert names is not None, "the driver must take positional parameters"
+    return Statement(str(compiled), tuple(names))
+
+
+def _pragmas(connection: Any, _: Any) -> None:
+    # FULL: a commit survives a power cut, not just a killed process. Measured at 0.25 ms here.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def open_engine(path: Path | None) -> Engine:
+    """An SQLite engine on a file, or in memory for None, with its tables made."""
+    if path is None:
+        engine = create_engine(
+            "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
+        )
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(f"sqlite:///{path}", connect_args={"check_same_thread": False})
+        event.listen(engine, "connect", _pragmas)
+    METADATA.create_all(engine)
+    return engine
+
+
+class SqlJournal:
+    """The journal of a real process."""
+
+    def __init__(self, path: Path) -> None:
+        self._engine = open_engine(path)
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def compile(self, statement: ClauseElement) -> Statement:
+        """See Journal."""
+        return _compile(self._engine, statement)
+
+    def write(self, writes: Sequence[Write]) -> asyncio.Future[None]:
+        """See Journal. Raises Unavailable(overloaded) where the disk is too far behind."""
+        if self._queue.qsize() > QUEUE_MAX:
+            raise Unavailable("The disk is too slow for the ledger; try again.", retry_after_s=1)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._queue.put((tuple(writes), future, loop))
+        return future
+
+    def read(self, query: Executable) -> Sequence[Row[Any]]:
+        """See Journal."""
+        with self._engine.connect() as connection:
+            return connection.execute(query).all()
+
+    def close(self) -> None:
+        """See Journal."""
+        self._queue.put(None)
+        self._thread.join(timeout=10)
+        self._engine.dispose()
+
+    def _run(self) -> None:
+        connection = self._engine.raw_connection()
+        try:
+            while (job := self._queue.get()) is not None:
+                batch, last = self._drain(job)
+                error = _commit(connection, [write for writes, _, _ in batch for write in writes])
+                for loop in {loop for _, _, loop in batch}:
+                    futures = [future for _, future, owner in batch if owner is loop]
+                    if not loop.is_closed():
+                        loop.call_soon_threadsafe(_finish, futures, error)
+                if last:
+                    return
+        finally:
+            connection.close()
+
+    def _drain(self, first: _Job) -> tuple[list[_Job], bool]:
+        batch = [first]
+        while len(batch) < BATCH_MAX:
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                return batch, True
+            batch.append(job)
+        return batch, False
+
+
+_Job = tuple[tuple[Write, ...], "asyncio.Future[None]", asyncio.AbstractEventLoop]
+
+
+def _commit(connection: Any, writes: Sequence[Write]) -> Exception | None:
+    cursor = connection.cursor()
+    try:
+        for write in writes:
+            cursor.execute(write.statement.sql, write.parameters())
+        connection.commit()
+    except Exception as error:
+        connection.rollback()
+        return error
+    finally:
+        cursor.close()
+    return None
+
+
+def _finish(futures: Sequence[asyncio.Future[None]], error: Exception | None) -> None:
+    for future in futures:
+        if future.done():
+            continue  # its owner was cancelled; the write stands all the same
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+            future.exception()  # not every writer waits; whoever does gets it
+
+
+class MemoryJournal:
+    """A journal without thread or file: commits `delay_s` after a write, on the loop's own clock.
+
+    `crash()` drops what was not committed; the database itself outlives it, as a disk would.
+    """
+
+    def __init__(self, engine: Engine | None = None, delay_s: float = 0.001) -> None:
+        self._engine = engine or open_engine(None)
+        self._delay_s = delay_s
+        self._pending: list[tuple[tuple[Write, ...], asyncio.Future[None]]] = []
+        self._dead = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The database, to be opened again after a crash."""
+        return self._engine
+
+    def compile(self, statement: ClauseElement) -> Statement:
+        """See Journal."""
+        return _compile(self._engine, statement)
+
+    def write(self, writes: Sequence[Write]) -> asyncio.Future[None]:
+        """See Journal."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        if self._dead:
+            future.cancel()  # a killed process writes nothing; its tasks end here
+            return future
+        self._pending.append((tuple(writes), future))
+        if self._timer is None:
+            self._timer = loop.call_later(self._delay_s, self._flush)
+        return future
+
+    def _flush(self) -> None:
+        self._timer = None
+        pending, self._pending = self._pending, []
+        connection = self._engine.raw_connection()
+        try:
+            error = _commit(connection, [write for writes, _ in pending for write in writes])
+        finally:
+            connection.close()
+        _finish([future for _, future in pending], error)
+
+    def read(self, query: Executable) -> Sequence[Row[Any]]:
+        """See Journal."""
+        with self._engine.connect() as connection:
+            return connection.execute(query).all()
+
+    def crash(self) -> None:
+        """Lose what was not committed, now and later; its writers are cancelled."""
+        self._dead = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for _, future in self._pending:
+            future.cancel()
+        self._pending = []
+
+    def close(self) -> None:
+        """See Journal."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._flush()

@@ -1,0 +1,106 @@
+"""The node's book: its channels and every receipt it signed. Durable before an answer counts."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sqlalchemy import select
+from sqlalchemy.dialects.sqlite import insert
+
+from inferpool.payments.journal import Journal, Write
+from inferpool.payments.payee import PayeeChannel
+from inferpool.payments.schema import PAYEE_CHANNELS, PAYEE_RECEIPTS
+from inferpool.protocol.encoding import canonical, parse
+from inferpool.protocol.limits import CHANNELS_MAX, RECEIPTS_PAGE_MAX, REQUEST_IDS_KEPT_MAX
+from inferpool.protocol.receipt import SignedReceipt
+from inferpool.protocol.voucher import ChannelConfig
+
+_MUTABLE = ("best", "best_signature", "total_pico_usd", "reported", "seq", "claimed")
+
+
+class PayeeLedger:
+    """Loads what an earlier run stored; writes through the journal."""
+
+    def __init__(self, journal: Journal, chain_id: int, decimals: int) -> None:
+        self._journal = journal
+        upsert = insert(PAYEE_CHANNELS)
+        self._save_channel = journal.compile(
+            upsert.on_conflict_do_update(
+                index_elements=["channel_id"],
+                set_={name: upsert.excluded[name] for name in _MUTABLE},
+            )
+        )
+        self._save_receipt = journal.compile(insert(PAYEE_RECEIPTS))
+        self.channels: dict[bytes, PayeeChannel] = {
+            row.channel_id: PayeeChannel(
+                config=ChannelConfig.from_wire(parse(row.config, 4096)),
+                channel_id=row.channel_id,
+                chain_id=chain_id,
+                decimals=decimals,
+                claimed=int(row.claimed),
+                best=int(row.best),
+                best_signature=row.best_signature,
+                total_pico_usd=int(row.total_pico_usd),
+                reported=int(row.reported),
+                seq=row.seq,
+            )
+            for row in journal.read(select(PAYEE_CHANNELS).limit(CHANNELS_MAX))
+        }
+        ids = select(PAYEE_RECEIPTS.c.request_id).limit(REQUEST_IDS_KEPT_MAX)
+        self._receipted: set[bytes] = {row.request_id for row in journal.read(ids)}
+
+    def receipted(self, request_id: bytes) -> bool:
+        """Whether a receipt was ever signed for this request id."""
+        if request_id in self._receipted:
+            return True
+        if len(self._receipted) < REQUEST_IDS_KEPT_MAX:
+            return False
+        query = select(PAYEE_RECEIPTS.c.seq).where(PAYEE_RECEIPTS.c.request_id == request_id)
+        return bool(self._journal.read(query))
+
+    def save_channel(self, channel: PayeeChannel) -> asyncio.Future[None]:
+        """Make a channel's best voucher and totals durable."""
+        return self._journal.write([self._channel_write(channel)])
+
+    def save_receipt(
+        self, channel: PayeeChannel, signed: SignedReceipt, model: str
+    ) -> asyncio.Future[None]:
+        """Make a receipt durable, in one unit with its channel's totals."""
+        receipt = signed.receipt
+        assert receipt.request_id not in self._receipted, "one receipt for a request id"
+        self._receipted.add(receipt.request_id)
+        values: dict[str, object] = {
+            "request_id": receipt.request_id,
+            "channel_id": receipt.channel_id,
+            "seq": receipt.seq,
+            "model": model,
+            "charge_pico_usd": str(receipt.charge_pico_usd),
+            "ended_ms": receipt.ended_ms,
+            "data": signed.encode(),
+        }
+        return self._journal.write(
+            [self._channel_write(channel), Write(self._save_receipt, values)]
+        )
+
+    def _channel_write(self, channel: PayeeChannel) -> Write:
+        values: dict[str, object] = {
+            "channel_id": channel.channel_id,
+            "config": canonical(channel.config.to_wire()),
+            "best": str(channel.best),
+            "best_signature": channel.best_signature,
+            "total_pico_usd": str(channel.total_pico_usd),
+            "reported": str(channel.reported),
+            "seq": channel.seq,
+            "claimed": str(channel.claimed),
+        }
+        return Write(self._save_channel, values)
+
+    def receipts(self, channel_id: bytes, after: int) -> list[SignedReceipt]:
+        """A page of a channel's receipts with seq above `after`, in order."""
+        query = (
+            select(PAYEE_RECEIPTS.c.data)
+            .where(PAYEE_RECEIPTS.c.channel_id == channel_id, PAYEE_RECEIPTS.c.seq > after)
+            .order_by(PAYEE_RECEIPTS.c.seq)
+            .limit(RECEIPTS_PAGE_MAX)
+        )
+        return [SignedReceipt.decode(row.data) for row in self._journal.read(query)]

@@ -1,0 +1,152 @@
+"""The gateway's side of a payment channel, as a pure core.
+
+The rule that keeps a consumer whole: a voucher covers what was charged, the maxima in flight and
+this maximum, never more; nothing is booked without a receipt that was checked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from inferpool.identity.signing import Key, recover
+from inferpool.payments.x402 import ChannelView
+from inferpool.protocol.errors import InferpoolError, Refused
+from inferpool.protocol.receipt import Receipt
+from inferpool.protocol.units import base_units_down
+from inferpool.protocol.voucher import ChannelConfig, Voucher, voucher_digest
+
+
+class TopUpNeeded(InferpoolError):
+    """The deposit does not cover the next voucher, which is for `needed` base units."""
+
+    default = "voucher_balance"
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(f"the channel must hold {needed} base units")
+        self.needed = needed
+
+
+@dataclass(slots=True)
+class PayerChannel:
+    """One channel as the gateway keeps it; amounts in base units unless the name says pico.
+
+    Durable: config, total_pico_usd, seqs of the receipts booked, signed_max. `held` maps request
+    ids to maxima in flight; after a crash they are lost, and the node is asked for receipts.
+    """
+
+    config: ChannelConfig
+    channel_id: bytes
+    chain_id: int
+    decimals: int
+    balance: int = 0  # confirmed on chain
+    total_pico_usd: int = 0  # sum of the receipts booked
+    signed_max: int = 0  # the highest voucher ever signed
+    base: int = 0  # charged as the node proved it beyond our receipts (lost state)
+    next_seq: int = 1  # the first receipt not booked yet
+    booked_ahead: set[int] = field(default_factory=set)  # seqs booked beyond next_seq
+    held: dict[bytes, int] = field(default_factory=dict)
+    held_total: int = 0
+    unresolved: dict[bytes, int] = field(default_factory=dict)  # sent, ended, no receipt yet
+    unresolved_total: int = 0
+    peak: int = 0  # the most that was ever in flight or unresolved at once: bounds the exposure
+
+    @property
+    def charged(self) -> int:
+        """Whole base units charged so far."""
+        return max(self.base, base_units_down(self.total_pico_usd, self.decimals))
+
+    @property
+    def exposure(self) -> int:
+        """Base units signed beyond what was charged: the most this node could take unjustly."""
+        return max(0, self.signed_max - self.charged)
+
+    def authorise(self, request_id: bytes, maximum: int, key: Key) -> Voucher:
+        """Sign a voucher that covers one more request and hold its maximum.
+
+        Raises TopUpNeeded where the deposit does not cover it; then nothing was held or signed.
+        """
+        assert maximum > 0, "a hold is positive"
+        assert request_id not in self.held, "a request is authorised once"
+        amount = self.charged + self.held_total + maximum
+        if amount > self.balance:
+            raise TopUpNeeded(amount)
+        self.held[request_id] = maximum
+        self.held_total += maximum
+        self.peak = max(self.peak, self.held_total + self.unresolved_total)
+        return self._sign(amount, key)
+
+    def authorise_again(self, request_id: bytes, view: ChannelView, key: Key) -> Voucher:
+        """A fresh voucher after a corrective 402, for a request that is held already.
+
+        Others overtook the first voucher, or the node still holds a request that we gave up. The
+        node's word is followed only within what we had signed for: what was charged, what is in
+        flight, and what is unresolved. So a node that lies gains nothing by asking again.
+        """
+        maximum = self.held[request_id]
+        least = self.charged + self.held_total
+        most = least + self.unresolved_total
+        amount = min(max(least, view.charged + maximum), most)
+        if amount > self.balance:
+            raise TopUpNeeded(amount)
+        return self._sign(amount, key)
+
+    def _sign(self, amount: int, key: Key) -> Voucher:
+        assert amount <= self.balance, "never more than the deposit"
+        self.signed_max = max(self.signed_max, amount)
+        signature = key.sign(voucher_digest(self.channel_id, amount, self.chain_id))
+        return Voucher(self.channel_id, amount, signature)
+
+    def release(self, request_id: bytes, *, sent: bool) -> None:
+        """End the hold of a request without a receipt.
+
+        Where it may have reached the node (`sent`), its maximum stays unresolved: the node may
+        still be at work on it, and a receipt may yet come.
+        """
+        maximum = self.held.pop(request_id, 0)
+        self.held_total -= maximum
+        assert self.held_total >= 0, "holds are never negative"
+        if sent and maximum:
+            self.unresolved[request_id] = maximum
+            self.unresolved_total += maximum
+
+    def resolve(self, request_id: bytes) -> None:
+        """Forget an unresolved request: its receipt came, or the node says it owes none."""
+        self.unresolved_total -= self.unresolved.pop(request_id, 0)
+
+    def book(self, receipt: Receipt) -> None:
+        """Book one checked receipt.
+
+        Raises Refused where its number was booked before, or where its total is not the sum of
+        the receipts up to it (checked as soon as none of those is missing).
+        """
+        request_id, seq, charge_pico_usd = receipt.request_id, receipt.seq, receipt.charge_pico_usd
+        if seq < self.next_seq or seq in self.booked_ahead:
+            raise Refused(f"receipt {seq} of this channel was already booked")
+        complete = seq == self.next_seq and not self.booked_ahead and not self.base
+        if complete and receipt.charged_total_pico_usd != self.total_pico_usd + charge_pico_usd:
+            raise Refused(f"receipt {seq} has another total than the receipts before it add up to")
+        self.release(request_id, sent=False)
+        self.resolve(request_id)
+        self.total_pico_usd += charge_pico_usd
+        self.booked_ahead.add(seq)
+        while self.next_seq in self.booked_ahead:
+            self.booked_ahead.remove(self.next_seq)
+            self.next_seq += 1
+
+    def resume_from(self, view: ChannelView, authorizer: bytes) -> None:
+        """Go on after lost state, from a voucher of ours that only the node still has.
+
+        Raises Refused unless the node shows a voucher that we signed and that is above every one
+        we remember: a charge that our own receipts do not back is not taken on its word alone.
+        """
+        if view.channel_id != self.channel_id or view.charged > view.signed_max:
+            raise Refused("the node's view of the channel is not sound")
+        if view.signed_max <= self.signed_max:
+            raise Refused("the node claims charges without receipts for them")
+        signer = recover(
+            voucher_digest(self.channel_id, view.signed_max, self.chain_id), view.signature
+        )
+        if signer != authorizer:
+            raise Refused("the node shows a voucher that is not ours")
+        self.signed_max = view.signed_max
+        self.base = max(self.base, view.charged - self.held_total)

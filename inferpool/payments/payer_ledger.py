@@ -1,0 +1,221 @@
+"""The gateway's book: accounts, channels and every attempt with its receipt."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sqlalchemy import Select, Table, select
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.engine import Row
+
+from inferpool.payments.budget import Account
+from inferpool.payments.journal import Journal, Statement, Write
+from inferpool.payments.payer import PayerChannel
+from inferpool.payments.schema import ACCOUNTS, ATTEMPTS, PAYER_CHANNELS
+from inferpool.protocol.attempt import Attempt
+from inferpool.protocol.encoding import canonical, parse, sha256
+from inferpool.protocol.lifecycle import ATTEMPT_MOVES, AttemptState, move
+from inferpool.protocol.receipt import SignedReceipt
+from inferpool.protocol.voucher import ChannelConfig
+
+_ENDED = (AttemptState.SETTLED, AttemptState.REFUSED, AttemptState.FAILED)
+
+
+@dataclass(slots=True)
+class AttemptRecord:
+    """One attempt as it is booked: amounts in pico-USD and base units, times in UNIX ms."""
+
+    request_id: bytes
+    client_request_id: str
+    account: str
+    node: bytes
+    channel_id: bytes
+    model: str
+    task: str
+    maximum_pico_usd: int
+    maximum_units: int
+    started_ms: int
+    state: AttemptState = AttemptState.AUTHORISED
+    charge_pico_usd: int = 0
+    prompt_units: int = 0
+    output_units: int = 0
+    seq: int = 0  # of the receipt, 0 while there is none
+    first_ms: int = 0
+    ended_ms: int = 0
+    error_code: str = ""
+    receipt: bytes = b""  # the signed receipt, canonical JSON
+
+    @classmethod
+    def of(cls, attempt: Attempt, client_request_id: str, account: str) -> AttemptRecord:
+        """The record of an attempt that is about to be sent."""
+        return cls(
+            request_id=attempt.request_id,
+            client_request_id=client_request_id,
+            account=account,
+            node=attempt.offer.node,
+            channel_id=attempt.channel_id,
+            model=attempt.service.model,
+            task=attempt.service.task.value,
+            maximum_pico_usd=attempt.maximum_pico_usd,
+            maximum_units=attempt.maximum_units,
+            started_ms=attempt.started_ms,
+        )
+
+    def move(self, following: AttemptState) -> None:
+        """Move to another state; a move that the table lacks is a fault of ours."""
+        self.state = move(ATTEMPT_MOVES, self.state, following)
+
+    def settle(self, signed: SignedReceipt) -> None:
+        """Book a checked receipt."""
+        self.move(AttemptState.SETTLED)
+        receipt = signed.receipt
+        self.charge_pico_usd = receipt.charge_pico_usd
+        self.prompt_units, self.output_units = receipt.prompt_units, receipt.output_units
+        self.seq, self.receipt = receipt.seq, signed.encode()
+
+
+# Columns that hold text where the record holds another type.
+_AMOUNTS = ("maximum_pico_usd", "maximum_units", "charge_pico_usd")
+_NAMES = tuple(item.name for item in fields(AttemptRecord))
+
+
+class PayerLedger:
+    """Loads what an earlier run stored; writes through the journal.
+
+    `open_attempts` are those that an earlier run left without an end: each may have a receipt at
+    its node, and costs at most its maximum.
+    """
+
+    def __init__(self, journal: Journal, chain_id: int) -> None:
+        self._journal = journal
+        self._chain_id = chain_id
+        self._save_account = self._upsert(ACCOUNTS, "key_hash")
+        self._save_channel = self._upsert(PAYER_CHANNELS, "channel_id")
+        self._save_attempt = self._upsert(ATTEMPTS, "request_id")
+        self._created_ms: dict[bytes, int] = {}
+        self.accounts: dict[bytes, Account] = {}  # by SHA-256 of the API key
+        self.channels: dict[bytes, tuple[bytes, PayerChannel]] = {}  # id -> node, channel
+        self._load_accounts()
+        for row in journal.read(select(PAYER_CHANNELS)):
+            self.channels[row.channel_id] = (row.node, self._load_channel(row))
+        open_ = select(ATTEMPTS).where(ATTEMPTS.c.state.not_in([state.value for state in _ENDED]))
+        self.open_attempts = self._records(open_)
+
+    def _upsert(self, table: Table, key: str) -> Statement:
+        statement = insert(table)
+        changed = {c.name: statement.excluded[c.name] for c in table.columns if c.name != key}
+        return self._journal.compile(
+            statement.on_conflict_do_update(index_elements=[key], set_=changed)
+        )
+
+    def _load_accounts(self) -> None:
+        for row in self._journal.read(select(ACCOUNTS)):
+            limit = None if row.limit_pico_usd is None else int(row.limit_pico_usd)
+            self.accounts[row.key_hash] = Account(row.name, limit, int(row.spent_pico_usd))
+            self._created_ms[row.key_hash] = row.created_ms
+
+    def _load_channel(self, row: Row[Any]) -> PayerChannel:
+        query = select(ATTEMPTS.c.seq).where(
+            ATTEMPTS.c.channel_id == row.channel_id, ATTEMPTS.c.seq > 0
+        )
+        booked = {found.seq for found in self._journal.read(query)}
+        following = 1
+        while following in booked:
+            booked.remove(following)
+            following += 1
+        return PayerChannel(
+            config=ChannelConfig.from_wire(parse(row.config, 4096)),
+            channel_id=row.channel_id,
+            chain_id=self._chain_id,
+            decimals=row.decimals,
+            balance=int(row.balance),
+            total_pico_usd=int(row.total_pico_usd),
+            signed_max=int(row.signed_max),
+            base=int(row.base),
+            next_seq=following,
+            booked_ahead=booked,
+        )
+
+    def _records(self, query: Select[Any]) -> list[AttemptRecord]:
+        found = []
+        for row in self._journal.read(query):
+            values = {name: getattr(row, name) for name in _NAMES}
+            values |= {name: int(values[name]) for name in _AMOUNTS}
+            values["state"] = AttemptState(values["state"])
+            found.append(AttemptRecord(**values))
+        return found
+
+    def add_account(self, key: str, account: Account, created_ms: int) -> asyncio.Future[None]:
+        """Store an account; of its key only the hash is kept."""
+        key_hash = sha256(key.encode())
+        self.accounts[key_hash] = account
+        self._created_ms[key_hash] = created_ms
+        return self.save_account(key_hash)
+
+    def account(self, key: str) -> tuple[bytes, Account] | None:
+        """The account of an API key, with the key's hash."""
+        key_hash = sha256(key.encode())
+        account = self.accounts.get(key_hash)
+        return None if account is None else (key_hash, account)
+
+    def save_account(self, key_hash: bytes) -> asyncio.Future[None]:
+        """Make an account's spending durable."""
+        return self._journal.write([self._account_write(key_hash)])
+
+    def save_channel(self, node: bytes, channel: PayerChannel) -> asyncio.Future[None]:
+        """Make a channel durable."""
+        self.channels[channel.channel_id] = (node, channel)
+        return self._journal.write([self._channel_write(channel)])
+
+    def save_attempt(
+        self,
+        record: AttemptRecord,
+        channel: PayerChannel | None = None,
+        key_hash: bytes | None = None,
+    ) -> asyncio.Future[None]:
+        """Make an attempt durable, in one unit with the totals that it changed."""
+        writes = [self._attempt_write(record)]
+        if channel is not None:
+            writes.append(self._channel_write(channel))
+        if key_hash is not None:
+            writes.append(self._account_write(key_hash))
+        return self._journal.write(writes)
+
+    def _account_write(self, key_hash: bytes) -> Write:
+        account = self.accounts[key_hash]
+        limit = account.limit_pico_usd
+        values: dict[str, object] = {
+            "key_hash": key_hash,
+            "name": account.name,
+            "limit_pico_usd": None if limit is None else str(limit),
+            "spent_pico_usd": str(account.spent_pico_usd),
+            "created_ms": self._created_ms[key_hash],
+        }
+        return Write(self._save_account, values)
+
+    def _channel_write(self, channel: PayerChannel) -> Write:
+        node, _ = self.channels[channel.channel_id]
+        values: dict[str, object] = {
+            "channel_id": channel.channel_id,
+            "node": node,
+            "config": canonical(channel.config.to_wire()),
+            "decimals": channel.decimals,
+            "balance": str(channel.balance),
+            "total_pico_usd": str(channel.total_pico_usd),
+            "signed_max": str(channel.signed_max),
+            "base": str(channel.base),
+        }
+        return Write(self._save_channel, values)
+
+    def _attempt_write(self, record: AttemptRecord) -> Write:
+        values: dict[str, object] = {name: getattr(record, name) for name in _NAMES}
+        for name in _AMOUNTS:
+            values[name] = str(values[name])
+        values["state"] = record.state.value
+        return Write(self._save_attempt, values)
+
+    def attempts(self, limit: int) -> list[AttemptRecord]:
+        """The latest attempts, newest first."""
+        return self._records(select(ATTEMPTS).order_by(ATTEMPTS.c.started_ms.desc()).limit(limit))

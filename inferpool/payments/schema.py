@@ -1,0 +1,89 @@
+"""The tables of both sides, in SQLAlchemy Core: SQLite by default, PostgreSQL by URL.
+
+Amounts are decimal digits in text: exact at any size (a voucher has 128 bits) on any database.
+No prompt and no answer is ever stored: hashes, counts, times and money only.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import BigInteger, Column, Index, LargeBinary, MetaData, String, Table
+
+METADATA: Final = MetaData()
+_AMOUNT: Final = String(40)
+
+PAYEE_CHANNELS: Final = Table(
+    "payee_channels",
+    METADATA,
+    Column("channel_id", LargeBinary, primary_key=True),
+    Column("config", LargeBinary, nullable=False),  # canonical JSON of channelConfig
+    Column("best", _AMOUNT, nullable=False),
+    Column("best_signature", LargeBinary, nullable=False),
+    Column("total_pico_usd", _AMOUNT, nullable=False),
+    Column("reported", _AMOUNT, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("claimed", _AMOUNT, nullable=False),
+)
+
+PAYEE_RECEIPTS: Final = Table(
+    "payee_receipts",
+    METADATA,
+    Column("request_id", LargeBinary, primary_key=True),
+    Column("channel_id", LargeBinary, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("model", String(256), nullable=False),
+    Column("charge_pico_usd", _AMOUNT, nullable=False),
+    Column("ended_ms", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),  # the signed receipt, canonical JSON
+    Index("payee_receipts_by_seq", "channel_id", "seq", unique=True),
+)
+
+ACCOUNTS: Final = Table(
+    "accounts",
+    METADATA,
+    Column("key_hash", LargeBinary, primary_key=True),  # SHA-256 of the API key
+    Column("name", String(256), nullable=False),
+    Column("limit_pico_usd", _AMOUNT, nullable=True),
+    Column("spent_pico_usd", _AMOUNT, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+PAYER_CHANNELS: Final = Table(
+    "payer_channels",
+    METADATA,
+    Column("channel_id", LargeBinary, primary_key=True),
+    Column("node", LargeBinary, nullable=False),
+    Column("config", LargeBinary, nullable=False),
+    Column("decimals", BigInteger, nullable=False),
+    Column("balance", _AMOUNT, nullable=False),
+    Column("total_pico_usd", _AMOUNT, nullable=False),
+    Column("signed_max", _AMOUNT, nullable=False),
+    Column("base", _AMOUNT, nullable=False),
+)
+
+ATTEMPTS: Final = Table(
+    "attempts",
+    METADATA,
+    Column("request_id", LargeBinary, primary_key=True),
+    Column("client_request_id", String(64), nullable=False),
+    Column("account", String(256), nullable=False),
+    Column("node", LargeBinary, nullable=False),
+    Column("channel_id", LargeBinary, nullable=False),
+    Column("model", String(256), nullable=False),
+    Column("task", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("maximum_pico_usd", _AMOUNT, nullable=False),
+    Column("maximum_units", _AMOUNT, nullable=False),
+    Column("charge_pico_usd", _AMOUNT, nullable=False),
+    Column("prompt_units", BigInteger, nullable=False),
+    Column("output_units", BigInteger, nullable=False),
+    Column("seq", BigInteger, nullable=False),  # of the receipt, 0 while there is none
+    Column("started_ms", BigInteger, nullable=False),
+    Column("first_ms", BigInteger, nullable=False),
+    Column("ended_ms", BigInteger, nullable=False),
+    Column("error_code", String(64), nullable=False),
+    Column("receipt", LargeBinary, nullable=False),
+    Index("attempts_by_channel", "channel_id", "seq"),
+    Index("attempts_by_client", "client_request_id"),
+)

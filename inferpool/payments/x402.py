@@ -1,0 +1,250 @@
+"""The three headers of x402 v2 for the scheme `batch-settlement`, as the official SDKs write them.
+
+PAYMENT-REQUIRED goes with a 402: what to pay, and after a disagreement what the node believes.
+PAYMENT-SIGNATURE goes with the request: a voucher, with a deposit where the channel lacks money.
+PAYMENT-RESPONSE goes with the answer: what was charged. Each is base64 of JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import orjson
+
+from inferpool.chain.base import DepositAuthorization
+from inferpool.protocol.encoding import from_base64, from_hex, to_base64, to_checksum, to_hex
+from inferpool.protocol.errors import PaymentRequired
+from inferpool.protocol.limits import PAYMENT_HEADER_MAX
+from inferpool.protocol.offer import Terms
+from inferpool.protocol.voucher import ChannelConfig, Voucher
+
+X402_VERSION: Final = 2
+SCHEME: Final = "batch-settlement"
+_PREFIX: Final = "invalid_batch_settlement_evm_"
+
+# Our error code -> x402's reason. The SDKs act on two of them (the corrective 402).
+REASONS: Final[dict[str, str]] = {
+    "payment_required": "payment_required",
+    "payment_invalid": _PREFIX + "voucher_payload",
+    "payment_terms": _PREFIX + "receiver_mismatch",
+    "voucher_signature": _PREFIX + "voucher_signature",
+    "voucher_amount": _PREFIX + "cumulative_amount_mismatch",
+    "voucher_balance": _PREFIX + "cumulative_exceeds_balance",
+    "channel_not_found": _PREFIX + "channel_not_found",
+    "channel_closing": _PREFIX + "channel_busy",
+    "deposit_failed": _PREFIX + "deposit_transaction_failed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """A parsed PAYMENT-SIGNATURE; amounts in base units. No signature was checked yet."""
+
+    kind: Literal["voucher", "deposit"]
+    config: ChannelConfig
+    voucher: Voucher
+    accepted_amount: int
+    accepted_network: str
+    deposit_amount: int = 0
+    authorization: DepositAuthorization | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelView:
+    """What one side says of a channel; amounts in base units."""
+
+    channel_id: bytes
+    balance: int
+    total_claimed: int
+    charged: int  # cumulative; in a corrective 402 with the maxima in flight on top
+    signed_max: int = 0
+    signature: bytes = b""
+
+
+def requirements(terms: Terms, amount: int) -> dict[str, object]:
+    """The entry of `accepts` for one request: its maximum in base units, on the offer's terms."""
+    return {
+        "scheme": SCHEME,
+        "network": terms.network,
+        "asset": to_checksum(terms.asset),
+        "amount": str(amount),
+        "payTo": to_checksum(terms.payee),
+        "maxTimeoutSeconds": 300,
+        "extra": {
+            "name": terms.asset_name,
+            "version": terms.asset_version,
+            "receiverAuthorizer": to_checksum(terms.receiver_authorizer),
+            "withdrawDelay": terms.withdraw_delay_s,
+            "minDeposit": str(terms.min_deposit),
+        },
+    }
+
+
+def payment_required(
+    terms: Terms, amount: int, url: str, error: PaymentRequired, view: ChannelView | None = None
+) -> bytes:
+    """PAYMENT-REQUIRED; with `view` a corrective one, from which a payer can go on."""
+    entry = requirements(terms, amount)
+    if view is not None and view.signature:
+        extra = dict(entry["extra"])  # type: ignore[call-overload]
+        extra["channelState"] = _channel_state(view)
+        extra["voucherState"] = {
+            "signedMaxClaimable": str(view.signed_max),
+            "signature": to_hex(view.signature),
+        }
+        entry["extra"] = extra
+    return _encode(
+        {
+            "x402Version": X402_VERSION,
+            "error": REASONS.get(error.code, error.code),
+            "resource": {"url": url, "description": error.message, "mimeType": "application/json"},
+            "accepts": [entry],
+        }
+    )
+
+
+def payment_signature(
+    config: dict[str, object], voucher: Voucher, accepted: dict[str, object]
+) -> bytes:
+    """PAYMENT-SIGNATURE of an open channel; `config` and `accepted` are in wire form already,
+    since a payer sends the same ones with each request."""
+    return _encode(
+        {
+            "x402Version": X402_VERSION,
+            "payload": {
+                "type": "voucher",
+                "channelConfig": config,
+                "voucher": {
+                    "channelId": to_hex(voucher.channel_id),
+                    "maxClaimableAmount": str(voucher.max_claimable),
+                    "signature": to_hex(voucher.signature),
+                },
+            },
+            "accepted": accepted,
+        }
+    )
+
+
+def payment_response(terms: Terms, payer: bytes, view: ChannelView, charged: int) -> bytes:
+    """PAYMENT-RESPONSE: `charged` base units for this request; 0 is valid."""
+    return _encode(
+        {
+            "success": True,
+            "payer": to_checksum(payer),
+            "transaction": "",
+            "network": terms.network,
+            "amount": "",
+            "extra": {"channelState": _channel_state(view), "chargedAmount": str(charged)},
+        }
+    )
+
+
+def parse_payment(value: bytes) -> Payment:
+    """Parse PAYMENT-SIGNATURE. Raises PaymentRequired(payment_invalid) that says what is wrong."""
+    try:
+        body = _decode(value)
+        if body.get("x402Version") != X402_VERSION:
+            raise ValueError("x402Version must be 2")
+        payload, accepted = _object(body, "payload"), _object(body, "accepted")
+        kind = payload.get("type")
+        if kind not in ("voucher", "deposit"):
+            raise ValueError("payload.type must be voucher or deposit")
+        voucher = _object(payload, "voucher")
+        amount, authorization = _deposit(payload) if kind == "deposit" else (0, None)
+        network = accepted.get("network")
+        return Payment(
+            kind="deposit" if kind == "deposit" else "voucher",
+            config=ChannelConfig.from_wire(payload.get("channelConfig")),
+            voucher=Voucher(
+                from_hex(voucher.get("channelId"), 32),
+                _amount(voucher, "maxClaimableAmount", 2**128),
+                from_hex(voucher.get("signature"), 65),
+            ),
+            accepted_amount=_amount(accepted, "amount", 2**128),
+            accepted_network=network if isinstance(network, str) else "",
+            deposit_amount=amount,
+            authorization=authorization,
+        )
+    except (ValueError, RecursionError) as error:
+        raise PaymentRequired(
+            f"The header PAYMENT-SIGNATURE cannot be read: {error}.", code="payment_invalid"
+        ) from None
+
+
+def parse_payment_required(value: bytes) -> tuple[str, ChannelView | None]:
+    """The reason of a 402 and, in a corrective one, the node's view. Raises ValueError."""
+    body = _decode(value)
+    accepts = body.get("accepts")
+    if not isinstance(accepts, list) or not accepts or not isinstance(accepts[0], dict):
+        raise ValueError("accepts must be a list of objects")
+    extra = _object(accepts[0], "extra")
+    reason = str(body.get("error", ""))
+    if "channelState" not in extra or "voucherState" not in extra:
+        return reason, None
+    state, signed = _object(extra, "channelState"), _object(extra, "voucherState")
+    return reason, ChannelView(
+        channel_id=from_hex(state.get("channelId"), 32),
+        balance=_amount(state, "balance", 2**128),
+        total_claimed=_amount(state, "totalClaimed", 2**128),
+        charged=_amount(state, "chargedCumulativeAmount", 2**128),
+        signed_max=_amount(signed, "signedMaxClaimable", 2**128),
+        signature=from_hex(signed.get("signature"), 65),
+    )
+
+
+def _channel_state(view: ChannelView) -> dict[str, object]:
+    return {
+        "channelId": to_hex(view.channel_id),
+        "balance": str(view.balance),
+        "totalClaimed": str(view.total_claimed),
+        "withdrawRequestedAt": 0,
+        "refundNonce": "0",
+        "chargedCumulativeAmount": str(view.charged),
+    }
+
+
+def _deposit(payload: dict[str, object]) -> tuple[int, DepositAuthorization]:
+    deposit = _object(payload, "deposit")
+    outer = _object(deposit, "authorization")
+    if "erc3009Authorization" not in outer:
+        raise ValueError("only deposits by ERC-3009 authorisation are taken")
+    inner = _object(outer, "erc3009Authorization")
+    return _amount(deposit, "amount", 2**128), DepositAuthorization(
+        valid_after_s=_amount(inner, "validAfter", 2**64),
+        valid_before_s=_amount(inner, "validBefore", 2**64),
+        salt=int.from_bytes(from_hex(inner.get("salt"), 32), "big"),
+        signature=from_hex(inner.get("signature"), 65),
+    )
+
+
+def _object(holder: dict[str, object], name: str) -> dict[str, object]:
+    value = holder.get(name)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be an object")
+    return value
+
+
+def _amount(holder: dict[str, object], name: str, below: int) -> int:
+    value = holder.get(name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.isascii() or not value.isdigit() or len(value) > 40:
+        raise ValueError(f"{name} must be a decimal number in a string")
+    number = int(value)
+    if number >= below:
+        raise ValueError(f"{name} is too large")
+    return number
+
+
+def _encode(value: dict[str, object]) -> bytes:
+    return to_base64(orjson.dumps(value)).encode()
+
+
+def _decode(value: bytes) -> dict[str, object]:
+    if len(value) > PAYMENT_HEADER_MAX:
+        raise ValueError(f"over {PAYMENT_HEADER_MAX} bytes")
+    body = orjson.loads(from_base64(value))
+    if not isinstance(body, dict):
+        raise ValueError("expected an object")
+    return body

@@ -1,0 +1,149 @@
+"""Clients of the simulated gateways: they ask, check what they get, and sometimes leave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import orjson
+
+from inferpool.engines.base import Sampling, TextCall
+from inferpool.engines.fake import prompt_text, token_id, token_text
+from inferpool.sim.parts import API_KEY, SimGateway
+from inferpool.transport.base import Response, TransportError
+from inferpool.transport.sse import Event, events
+
+_HEADERS = (
+    (b"authorization", b"Bearer " + API_KEY.encode()),
+    (b"content-type", b"application/json"),
+)
+_TIMEOUT_S = 120.0
+
+
+class BrokenAnswer(AssertionError):
+    """A clean end with wrong content: the one thing that must never happen."""
+
+
+@dataclass(slots=True)
+class Client:
+    """One client of one gateway. `outcomes` counts how its requests ended."""
+
+    gateway: SimGateway
+    random: Random
+    outcomes: Counter[str] = field(default_factory=Counter)
+    charged_pico_usd: int = 0
+
+    async def run(self, until_s: float) -> None:
+        """Ask again and again until virtual time `until_s`."""
+        loop = asyncio.get_running_loop()
+        while loop.time() < until_s:
+            await asyncio.sleep(self.random.expovariate(4.0))
+            try:
+                outcome = await self._one()
+            except TransportError as error:
+                outcome = f"transport:{type(error).__name__}"
+            self.outcomes[outcome] += 1
+
+    async def _one(self) -> str:
+        kind = self.random.random()
+        if kind < 0.4:
+            return await self._tensor()
+        if kind < 0.5:
+            return await self._leave()
+        return await self._chat()
+
+    async def _send(self, path: str, body: dict[str, object]) -> Response:
+        pipe = self.gateway.transport()
+        return await pipe.request("POST", path, _HEADERS, orjson.dumps(body), timeout_s=_TIMEOUT_S)
+
+    def _chat_body(self) -> tuple[str, dict[str, object]]:
+        text = f"say {self.random.randrange(1000)}"
+        return text, {
+            "model": "fake-chat",
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": self.random.randint(1, 40),
+            "stream": True,
+        }
+
+    async def _chat(self) -> str:
+        text, body = self._chat_body()
+        response = await self._send("/v1/chat/completions", body)
+        try:
+            if response.status != 200:
+                return await _error_code(response)
+            return await self._read_stream(response, text, body)
+        finally:
+            await response.close()
+
+    async def _read_stream(self, response: Response, text: str, body: dict[str, object]) -> str:
+        got, proof, done = "", None, False
+        async for item in events(response):
+            if not isinstance(item, Event):
+                continue
+            if item.data == b"[DONE]":
+                done = True
+                continue
+            value = orjson.loads(item.data)
+            if "error" in value:
+                return f"error:{value['error']['code']}"
+            got += value["choices"][0]["delta"].get("content", "")
+            proof = value.get("inferpool", proof)
+        if not done:
+            return "cut"
+        if proof is None:
+            raise BrokenAnswer("a clean end without a receipt")
+        self._check_text(got, text, body, proof)
+        self.charged_pico_usd += proof["cost_pico_usd"]
+        return "chat"
+
+    @staticmethod
+    def _check_text(got: str, text: str, body: dict[str, object], proof: dict[str, Any]) -> None:
+        seed = proof["receipt"]["seed"]
+        call = TextCall(({"role": "user", "content": text},), None, 1, Sampling(seed))
+        prompt = prompt_text(call)
+        wanted = "".join(
+            token_text(token_id(prompt, seed, at)) for at in range(int(str(body["max_tokens"])))
+        )
+        if got != wanted:
+            raise BrokenAnswer(f"wanted {wanted!r}, got {got!r}")
+
+    async def _leave(self) -> str:
+        """Read some of a stream and hang up."""
+        _, body = self._chat_body()
+        response = await self._send("/v1/chat/completions", body)
+        left = self.random.randint(0, 8)
+        try:
+            if response.status != 200:
+                return await _error_code(response)
+            async for _ in events(response):
+                left -= 1
+                if left <= 0:
+                    break
+        finally:
+            await response.close()
+        return "left"
+
+    async def _tensor(self) -> str:
+        rows = self.random.randint(1, 8)
+        data = [float(self.random.randrange(100)) for _ in range(4 * rows)]
+        tensor = {"name": "x", "shape": [rows, 4], "datatype": "FP32", "data": data}
+        response = await self._send("/v2/models/fake-tensor/infer", {"inputs": [tensor]})
+        try:
+            if response.status != 200:
+                return await _error_code(response)
+            value = orjson.loads(await response.read(1 << 20))
+        finally:
+            await response.close()
+        wanted = [sum(data[4 * i : 4 * i + 4]) for i in range(rows)]
+        if value["outputs"][0]["data"] != wanted:
+            raise BrokenAnswer("wrong sums")
+        return "tensor"
+
+
+async def _error_code(response: Response) -> str:
+    value = orjson.loads(await response.read(1 << 20))
+    error = value["error"]
+    return f"error:{error['code'] if isinstance(error, dict) else value['code']}"

@@ -1,0 +1,163 @@
+"""What must hold at every step, whoever crashed: the money rules of the design, section 7."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import select
+
+from inferpool.chain.memory import MemoryChain
+from inferpool.payments.schema import ATTEMPTS, PAYEE_CHANNELS, PAYEE_RECEIPTS, PAYER_CHANNELS
+from inferpool.protocol.lifecycle import AttemptState
+from inferpool.sim.parts import SimGateway, SimNode
+
+
+class Violated(AssertionError):
+    """An invariant does not hold; the message says which and where."""
+
+
+def require(condition: bool, rule: str, **facts: object) -> None:
+    """Raise Violated with the facts."""
+    if not condition:
+        raise Violated(f"{rule}: {facts}")
+
+
+def check_node(node: SimNode) -> None:
+    """A node never works without cover, and never signs twice."""
+    for channel in node.node.ledger.channels.values():
+        # After a restart the balance is 0 until the chain was asked, before any new work.
+        require(
+            channel.best <= channel.balance or not channel.balance,
+            "a voucher is within the deposit",
+        )
+        require(
+            channel.reported + channel.held_total <= channel.best or not channel.best,
+            "the best voucher covers what was charged and what is in flight",
+            best=channel.best,
+            reported=channel.reported,
+            held=channel.held_total,
+        )
+        require(channel.claimed <= channel.best, "claims stay within vouchers", node=node.name)
+        require(sum(channel.held.values()) == channel.held_total, "holds add up", node=node.name)
+
+
+def check_node_disk(node: SimNode) -> None:
+    """On disk: a channel's total is the sum of its receipts, numbered without gaps."""
+    read = node.journal.read
+    for row in read(select(PAYEE_CHANNELS)):
+        charges = [
+            (item.seq, int(item.charge_pico_usd))
+            for item in read(
+                select(PAYEE_RECEIPTS).where(PAYEE_RECEIPTS.c.channel_id == row.channel_id)
+            )
+        ]
+        total = sum(charge for _, charge in charges)
+        require(total == int(row.total_pico_usd), "receipts add up to the total", node=node.name)
+        seqs = sorted(seq for seq, _ in charges)
+        require(seqs == list(range(1, row.seq + 1)), "receipts have no gap", seqs=seqs[-3:])
+        require(total // 10**6 <= int(row.best), "what was earned is covered", node=node.name)
+
+
+def check_gateway(gateway: SimGateway) -> None:
+    """A payer signs for no more than what was in flight, and no budget is overdrawn."""
+    for _, channel in gateway.gateway.ledger.channels.values():
+        require(channel.signed_max <= channel.balance, "vouchers within the deposit")
+        require(sum(channel.held.values()) == channel.held_total, "holds add up")
+        require(sum(channel.unresolved.values()) == channel.unresolved_total, "holds add up")
+    for account in gateway.gateway.ledger.accounts.values():
+        require(sum(account.held.values()) == account.held_pico_usd, "budget holds add up")
+        if account.limit_pico_usd is not None:
+            require(
+                account.held_pico_usd + account.spent_pico_usd <= account.limit_pico_usd,
+                "held + spent never exceeds a budget",
+                held=account.held_pico_usd,
+                spent=account.spent_pico_usd,
+            )
+
+
+def check_exposure(gateway: SimGateway, node: SimNode, peaks: dict[bytes, int]) -> None:
+    """A stranger can take no more than what was in flight at once.
+
+    Measured against the node's own receipts, since a payer that crashed may not have booked them
+    yet; `peaks` remembers over crashes what each channel had in flight.
+    """
+    for _, channel in gateway.gateway.ledger.channels.values():
+        peak = max(peaks.get(channel.channel_id, 0), channel.peak)
+        peaks[channel.channel_id] = peak
+        theirs = node.node.ledger.channels.get(channel.channel_id)
+        charged = max(channel.charged, theirs.earned if theirs else 0)
+        require(
+            channel.signed_max - charged <= peak,
+            "a stranger can take no more than what was in flight",
+            signed=channel.signed_max,
+            charged=charged,
+            peak=peak,
+        )
+
+
+def check_both_disks(gateway: SimGateway, node: SimNode) -> None:
+    """No charge without a receipt: all that a payer booked is on the node's disk, equal."""
+    receipts = {row.request_id: row for row in node.journal.read(select(PAYEE_RECEIPTS))}
+    read = gateway.journal.read
+    for row in read(select(PAYER_CHANNELS)):
+        booked = read(
+            select(ATTEMPTS).where(
+                ATTEMPTS.c.channel_id == row.channel_id,
+                ATTEMPTS.c.state == AttemptState.SETTLED.value,
+            )
+        )
+        total = 0
+        for attempt in booked:
+            receipt = receipts.get(attempt.request_id)
+            require(receipt is not None, "what is booked has a receipt at the node")
+            require(
+                receipt is not None and receipt.charge_pico_usd == attempt.charge_pico_usd,
+                "both sides book the same charge",
+            )
+            require(
+                int(attempt.charge_pico_usd) <= int(attempt.maximum_pico_usd),
+                "a charge is within its maximum",
+            )
+            total += int(attempt.charge_pico_usd)
+        require(total == int(row.total_pico_usd), "receipts add up to the payer's total")
+
+
+def check_chain(chain: MemoryChain, minted: int) -> None:
+    """Money is neither made nor lost on chain."""
+    held = chain.supply()
+    require(held == minted, "tokens are conserved", held=held, minted=minted)
+
+
+def check_agreed(gateways: Iterable[SimGateway], node: SimNode) -> None:
+    """At rest, after the late receipts were fetched: nothing in flight, both totals equal."""
+    for gateway in gateways:
+        for node_key, channel in gateway.gateway.ledger.channels.values():
+            require(node_key == node.node.key.address, "one node in this world")
+            theirs = node.node.ledger.channels.get(channel.channel_id)
+            require(theirs is not None or channel.total_pico_usd == 0, "the node knows the channel")
+            if theirs is not None:
+                facts: dict[str, Any] = {
+                    "payer": channel.total_pico_usd,
+                    "payee": theirs.total_pico_usd,
+                    "unresolved": len(channel.unresolved),
+                }
+                require(
+                    channel.total_pico_usd == theirs.total_pico_usd, "both totals agree", **facts
+                )
+            require(not channel.unresolved, "nothing is unresolved at rest")
+            require(not channel.held, "nothing is held at rest")
+        for account in gateway.gateway.ledger.accounts.values():
+            require(account.held_pico_usd == 0, "no budget is held at rest")
+            spent = sum(
+                int(row.charge_pico_usd)
+                for row in gateway.journal.read(
+                    select(ATTEMPTS).where(ATTEMPTS.c.account == account.name)
+                )
+            )
+            require(
+                account.spent_pico_usd == spent,
+                "an account spent what its attempts cost",
+                spent=account.spent_pico_usd,
+                attempts=spent,
+            )

@@ -1,0 +1,213 @@
+"""A small world: a node and two gateways, clients, faults, and the rules checked as it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final
+
+from inferpool.chain.memory import MemoryChain
+from inferpool.clock import Clock, LoopClock, SkewedClock
+from inferpool.protocol.errors import InferpoolError
+from inferpool.sim import invariants
+from inferpool.sim.clients import Client
+from inferpool.sim.loop import run_virtual
+from inferpool.sim.parts import SimGateway, SimNode, key_of
+from inferpool.transport.base import Transport
+from inferpool.transport.faulty import FaultyTransport, RandomFaults
+
+EPOCH_MS: Final = 1_800_000_000_000
+NODE_URL: Final = "http://node.sim"
+FUNDS: Final = 10**9  # base units that each gateway's payer starts with
+REST_S: Final = 400.0  # long enough for the last late receipt to be fetched
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a world is made of. `faults` 0: none; 1: as bad as it gets."""
+
+    seed: int = 1
+    seconds: float = 60.0
+    clients: int = 4  # for each gateway
+    faults: float = 1.0
+    limit_pico_usd: int | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """What happened. `digest` is equal for equal seeds, and for nothing else that was seen."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    crashes: Counter[str] = field(default_factory=Counter)
+    checks: int = 0
+    charged_pico_usd: int = 0
+    claimed_base_units: int = 0
+    digest: str = ""
+
+
+class World:
+    """Builds the parts and runs them. Everything is drawn from the seed."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._random = Random(options.seed)
+        clock = LoopClock(EPOCH_MS)
+        self._clock: Clock = clock
+        self._chain = MemoryChain(lambda: clock.now_ms() // 1000)
+        self._report = Report()
+        self._peaks: dict[bytes, int] = {}
+        skewed = SkewedClock(clock, self._random.randint(-20_000, 20_000))
+        self._node = SimNode("node", options.seed, NODE_URL, skewed, self._chain, self._child())
+        self._gateways = [
+            SimGateway(
+                f"gateway-{i}",
+                options.seed,
+                clock,
+                self._chain,
+                self._child(),
+                self._pipe,
+                options.limit_pico_usd,
+            )
+            for i in range(2)
+        ]
+
+    def _child(self) -> Random:
+        return Random(self._random.getrandbits(64))
+
+    def _pipe(self, url: str, spki: bytes | None) -> Transport:
+        bad = self._options.faults
+        faults = RandomFaults(
+            self._child(),
+            refuse=0.03 * bad,
+            lose_request=0.01 * bad,
+            lose_answer=0.02 * bad,
+            cut=0.06 * bad,
+            max_cut_after=20,
+            delay=0.2 * bad,
+            max_delay_s=0.5,
+            duplicate=0.03 * bad,
+        )
+        return FaultyTransport(self._node.transport(), faults)
+
+    async def run(self) -> Report:
+        """Run the world to its end. Raises invariants.Violated, clients.BrokenAnswer."""
+        await self._start()
+        until_s = self._options.seconds
+        clients = [
+            Client(gateway, self._child())
+            for gateway in self._gateways
+            for _ in range(self._options.clients)
+        ]
+        jobs = [asyncio.create_task(client.run(until_s)) for client in clients]
+        chaos = asyncio.create_task(self._chaos(until_s))
+        try:
+            while not all(job.done() for job in jobs):
+                await asyncio.wait(jobs, timeout=0.25)
+                self._check()
+            for job in [*jobs, chaos]:
+                await job
+            await asyncio.sleep(REST_S)
+            await self._rest(clients)
+        finally:
+            for gateway in self._gateways:
+                await gateway.gateway.close()
+        return self._report
+
+    async def _start(self) -> None:
+        await self._node.start()
+        seed = self._options.seed
+        owner = self._chain.with_sender(key_of(seed, "node/owner"))
+        await owner.register(key_of(seed, "node/node"), NODE_URL)
+        for gateway in self._gateways:
+            self._chain.fund(key_of(seed, f"{gateway.name}/payer").address, FUNDS)
+            await gateway.start()
+
+    async def _chaos(self, until_s: float) -> None:
+        """Kill the node or a gateway now and then, and claim in between."""
+        loop, random = asyncio.get_running_loop(), self._child()
+        while True:
+            await asyncio.sleep(random.uniform(2.0, 8.0))
+            if loop.time() >= until_s:
+                return
+            if random.random() < 0.5:
+                await self._claim()
+            if random.random() >= self._options.faults:
+                continue
+            victim = random.choice(["node", "gateway-0", "gateway-1"])
+            self._report.crashes[victim] += 1
+            if victim == "node":
+                await self._node.crash()
+                await asyncio.sleep(random.uniform(0.1, 3.0))
+                await self._node.start()
+            else:
+                gateway = self._gateways[int(victim[-1])]
+                invariants.check_exposure(gateway, self._node, self._peaks)
+                await gateway.crash()
+                await asyncio.sleep(random.uniform(0.1, 3.0))
+                await gateway.start()
+
+    async def _claim(self) -> None:
+        try:
+            report = await self._node.claimer.claim()
+            self._report.claimed_base_units += report.claimed
+        except InferpoolError as error:
+            raise invariants.Violated(f"an honest claim failed: {error.message}") from error
+
+    def _check(self) -> None:
+        self._report.checks += 1
+        invariants.check_node(self._node)
+        invariants.check_node_disk(self._node)
+        for gateway in self._gateways:
+            invariants.check_gateway(gateway)
+            invariants.check_exposure(gateway, self._node, self._peaks)
+            invariants.check_both_disks(gateway, self._node)
+        invariants.check_chain(self._chain, FUNDS * len(self._gateways))
+
+    async def _rest(self, clients: list[Client]) -> None:
+        for gateway in self._gateways:
+            node = next(iter(gateway.gateway.directory.nodes.values()))
+            channel = gateway.gateway.treasury.known(node.address)
+            if channel is not None:
+                await self._ask(gateway)
+        self._check()
+        invariants.check_agreed(self._gateways, self._node)
+        await self._claim()
+        channels = self._node.node.ledger.channels.values()
+        invariants.require(
+            all(channel.claimed == channel.earned for channel in channels), "all is claimed"
+        )
+        for client in clients:
+            self._report.outcomes += client.outcomes
+        self._report.charged_pico_usd = sum(channel.total_pico_usd for channel in channels)
+        self._report.digest = self._digest()
+
+    async def _ask(self, gateway: SimGateway) -> None:
+        """Fetch late receipts over a pipe without faults."""
+        for node in gateway.gateway.directory.nodes.values():
+            channel = gateway.gateway.treasury.known(node.address)
+            if channel is not None:
+                node.transport = self._node.transport()
+                await gateway.gateway.reconciler.ask(node, channel)
+
+    def _digest(self) -> str:
+        facts = [
+            sorted(self._report.outcomes.items()),
+            sorted(self._report.crashes.items()),
+            [
+                (channel.channel_id.hex(), channel.seq, channel.total_pico_usd, channel.best)
+                for channel in self._node.node.ledger.channels.values()
+            ],
+        ]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def simulate(options: Options) -> Report:
+    """Run one world in virtual time."""
+
+    async def main() -> Report:
+        return await World(options).run()
+
+    return run_virtual(main())

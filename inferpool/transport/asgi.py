@@ -1,0 +1,121 @@
+"""The server's side in plain ASGI: what node and gateway need on their hot paths, no framework."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Final
+
+import orjson
+
+from inferpool.protocol.errors import BadRequest, InferpoolError, PaymentRequired, Unavailable
+from inferpool.transport.base import Headers
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+JSON: Final = (b"content-type", b"application/json")
+EVENT_STREAM: Final = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # or a front holds tokens back
+)
+
+
+class ClientLeft(Exception):
+    """The caller hung up; there is nobody to answer."""
+
+
+class HttpRequest:
+    """One request. Header names are lower case; of repeated ones the first counts."""
+
+    __slots__ = ("_body_read", "_receive", "_send", "client_host", "headers", "method", "path")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            self.headers.setdefault(name, value)
+        self.client_host: str = (scope.get("client") or ("",))[0]
+        self._receive, self._send = receive, send
+        self._body_read = False
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body. Raises BadRequest(body_too_large) before it reads past `limit`."""
+        declared = self.headers.get(b"content-length", b"0")
+        if not declared.isdigit() or len(declared) > 15 or int(declared) > limit:
+            raise BadRequest(f"The body is over {limit} bytes.", code="body_too_large")
+        message = await self._receive()
+        parts = [self._part(message)]
+        size = len(parts[0])
+        while message.get("more_body"):
+            message = await self._receive()
+            parts.append(self._part(message))
+            size += len(parts[-1])
+            if size > limit:
+                raise BadRequest(f"The body is over {limit} bytes.", code="body_too_large")
+        self._body_read = True
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @staticmethod
+    def _part(message: Message) -> bytes:
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        part: bytes = message.get("body", b"")
+        return part
+
+    async def disconnected(self) -> None:
+        """Return when the caller hangs up. Call it after the body was read."""
+        assert self._body_read, "the body comes first"
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def answer(self, status: int, body: bytes, headers: Headers = (JSON,)) -> None:
+        """A whole answer."""
+        length = (b"content-length", str(len(body)).encode())
+        await self._send(
+            {"type": "http.response.start", "status": status, "headers": [*headers, length]}
+        )
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def answer_json(
+        self, value: object, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """A whole answer in JSON."""
+        await self.answer(status, orjson.dumps(value), (JSON, *headers))
+
+    async def start(self, headers: Headers) -> None:
+        """Begin a streamed answer."""
+        await self._send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+
+    async def send(self, data: bytes) -> None:
+        """One part of a streamed answer; waits while the reader is slow."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        """The clean end of a streamed answer."""
+        await self._send({"type": "http.response.body", "body": b""})
+
+
+def error_headers(error: InferpoolError) -> list[tuple[bytes, bytes]]:
+    """Headers that tell an SDK whether and when to try again.
+
+    Without `x-should-retry: false` OpenAI's SDK repeats some errors that can only repeat.
+    """
+    headers = []
+    if error.retry_after_s is not None or isinstance(error, Unavailable) or error.status == 429:
+        headers.append((b"retry-after", str(min(60, error.retry_after_s or 1)).encode()))
+    if isinstance(error, BadRequest | PaymentRequired) or error.status in (401, 403):
+        headers.append((b"x-should-retry", b"false"))
+    return headers
+
+
+async def stop_task(task: asyncio.Task[Any]) -> None:
+    """Cancel a task of ours and wait until it is gone; its own errors are not ours here."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()
