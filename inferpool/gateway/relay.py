@@ -118,10 +118,11 @@ def text_of(value: dict[str, object]) -> str:
     return text if isinstance(text, str) else ""
 
 
-def told(signed: SignedReceipt) -> dict[str, object]:
+def told(node: bytes, signed: SignedReceipt) -> dict[str, object]:
     """The object `inferpool` of an answer: who served, what it cost, and the proof."""
     receipt = signed.receipt
     return {
+        "node": to_hex(node),
         "cost_pico_usd": receipt.charge_pico_usd,
         "prompt_units": receipt.prompt_units,
         "output_units": receipt.output_units,
@@ -140,10 +141,12 @@ class StreamedAnswer:
             "created": created_s,
             "model": model,
         }
+        self._node = b""
         self.delivered = False
 
     async def begin(self, node: bytes, engine_class: str) -> None:
         """Send the head once; a second node goes on under the first one's."""
+        self._node = node
         if self.delivered:
             return
         self._head["system_fingerprint"] = answers.fingerprint(engine_class)
@@ -168,7 +171,9 @@ class StreamedAnswer:
 
     async def end(self, finish: str, signed: SignedReceipt, *, include_usage: bool) -> None:
         """Finish reason with the proof, usage if asked for, [DONE]."""
-        await self._send({**answers.chunk(self._head, {}, finish), "inferpool": told(signed)})
+        await self._send(
+            {**answers.chunk(self._head, {}, finish), "inferpool": told(self._node, signed)}
+        )
         if include_usage:
             usage = answers.usage_object(signed.receipt.usage)
             await self._send({**self._head, "choices": [], "usage": usage})
@@ -208,7 +213,7 @@ class WholeAnswer:
         """Answer."""
         usage: Usage = signed.receipt.usage
         body = answers.whole(self._head, "".join(self._texts), finish, usage)
-        body["inferpool"] = told(signed)
+        body["inferpool"] = told(self._node, signed)
         extra = [
             JSON,
             (b"x-request-id", self._client_id.encode()),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import orjson
+
 from inferpool.gateway.gateway import Gateway
 from inferpool.gateway.nodes import KnownNode
 from inferpool.payments.payer_ledger import AttemptRecord
@@ -101,4 +103,5 @@ def attempt_object(record: AttemptRecord) -> dict[str, object]:
         "first_ms": record.first_ms,
         "ended_ms": record.ended_ms,
         "error_code": record.error_code,
+        "proof": orjson.loads(record.receipt) if record.receipt else None,
     }

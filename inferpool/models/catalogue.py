@@ -43,6 +43,15 @@ def load(name_or_id: str, directory: Path | None = None) -> Manifest:
 
 
 @cache
+def sampling_of(manifest: bytes) -> dict[str, float]:
+    """The sampler numbers of a bundled manifest by its 32-byte id; none for an unknown one."""
+    try:
+        return load("0x" + manifest.hex()).sampling_defaults()
+    except BadRequest:
+        return {}
+
+
+@cache
 def _built_in() -> tuple[Manifest, ...]:
     folder = resources.files("inferpool.models").joinpath("catalogue")
     entries = sorted(folder.iterdir(), key=lambda entry: entry.name)

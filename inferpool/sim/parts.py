@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from random import Random
 
 from inferpool.chain.addresses import DEV_DOLLAR_ADDRESS, DOLLAR_NAME, DOLLAR_VERSION
@@ -29,7 +28,6 @@ from inferpool.payments.budget import Account
 from inferpool.payments.journal import MemoryJournal
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.payments.payer_ledger import PayerLedger
-from inferpool.protocol.errors import BadRequest
 from inferpool.protocol.offer import Endpoint, Terms
 from inferpool.transport.base import ConnectFailed, Headers, Response, Transport
 from inferpool.transport.memory import MemoryTransport
@@ -195,7 +193,7 @@ class SimGateway:
         )
         directory = Directory(chain, self.clock, self.open_transport, allow_private=True)
         self.gateway = Gateway(
-            directory, treasury, ledger, self.clock, sampling_of, self.random.randbytes
+            directory, treasury, ledger, self.clock, catalogue.sampling_of, self.random.randbytes
         )
         self.app = GatewayApp(self.gateway, "control")
         await self.gateway.start()
@@ -210,12 +208,3 @@ class SimGateway:
     def transport(self) -> Transport:
         """A client's pipe to this gateway."""
         return Pipe(self.machine, lambda: MemoryTransport(self.app))
-
-
-@cache
-def sampling_of(manifest: bytes) -> dict[str, float]:
-    """A bundled manifest's sampler numbers; none for a model that this package does not know."""
-    try:
-        return catalogue.load("0x" + manifest.hex()).sampling_defaults()
-    except BadRequest:
-        return {}

@@ -1,0 +1,41 @@
+"""`inferpool gateway`: the consumer's door alone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from inferpool.cli.console import settings
+from inferpool.daemon.roles import serve
+
+HELP = """Run a gateway: OpenAI's API and the Open Inference Protocol before the whole pool.
+
+Examples:
+
+  inferpool gateway
+
+  inferpool gateway --chain https://rpc.example --port 9000
+
+  inferpool gateway --node http://127.0.0.1:8421   (beside those of the registry)"""
+
+
+def gateway(
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
+    open_: Annotated[
+        bool | None, typer.Option("--open", help="Let callers on this machine in without a key.")
+    ] = None,
+    node: Annotated[
+        list[str] | None, typer.Option(help="URL of a node to use; repeat for more.")
+    ] = None,
+    chain: Annotated[str | None, typer.Option(help="JSON-RPC URL of the chain.")] = None,
+) -> None:
+    """Serve until Ctrl-C."""
+    flags = {
+        "gateway.port": port,
+        "gateway.open": open_,
+        "gateway.nodes": node or None,
+        "chain.url": chain,
+    }
+    config, home = settings(flags)
+    serve("gateway", config, home)

@@ -1,0 +1,51 @@
+"""`inferpool`: every command, and how an error reaches a person."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import typer
+
+from inferpool import __version__
+from inferpool.cli import chain, config, demo, gateway, models, node, sim, status, up, wallet
+from inferpool.cli.console import ERR
+from inferpool.protocol.errors import InferpoolError
+
+app = typer.Typer(
+    name="inferpool",
+    help="An open pool of machines for AI inference: metered, checked and paid per answer.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: inferpool demo",
+)
+app.command("up", help=up.HELP)(up.up)
+app.command("demo", help=demo.HELP)(demo.demo)
+app.add_typer(node.app, name="node")
+app.command("gateway", help=gateway.HELP)(gateway.gateway)
+app.command("chain", help=chain.HELP)(chain.chain)
+app.add_typer(models.app, name="models")
+app.command("wallet", help=wallet.HELP)(wallet.wallet)
+app.command("status", help=status.HELP)(status.status)
+app.command("sim", help=sim.HELP)(sim.sim)
+app.add_typer(config.app, name="config")
+
+
+@app.command("version", help="Print the version.")
+def version() -> None:
+    """Print the version."""
+    sys.stdout.write(f"{__version__}\n")
+
+
+def main() -> None:
+    """Run; an error of ours is one line that says what to do, not a traceback."""
+    logging.basicConfig(level=os.environ.get("INFERPOOL_LOG", "WARNING"), stream=sys.stderr)
+    try:
+        app()
+    except InferpoolError as error:
+        ERR.print(f"[bold red]error[/]: {error.message} [dim]({error.code})[/]")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

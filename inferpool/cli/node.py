@@ -1,0 +1,90 @@
+"""`inferpool node`: this machine as a provider."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from typing import Annotated
+
+import orjson
+import typer
+
+from inferpool.cli.console import OUT, AsJson, print_json, settings
+from inferpool.cli.up import pull_models
+from inferpool.daemon.roles import serve
+from inferpool.home import Home
+from inferpool.protocol.errors import Unavailable
+
+app = typer.Typer(
+    help="""Sell this machine's work: load models, sign offers, serve, get paid.
+
+Examples:
+
+  inferpool node
+
+  inferpool node --model smollm2-135m-instruct --price-out 0.40
+
+  inferpool node claim""",
+    invoke_without_command=True,
+)
+
+
+@app.callback()
+def node(
+    context: typer.Context,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Model to serve; repeat for more.")
+    ] = None,
+    price_in: Annotated[
+        str | None, typer.Option(help="USD per million tokens in, such as 0.15.")
+    ] = None,
+    price_out: Annotated[
+        str | None, typer.Option(help="USD per million tokens out, such as 0.60.")
+    ] = None,
+    chain: Annotated[str | None, typer.Option(help="JSON-RPC URL of the chain.")] = None,
+) -> None:
+    """Serve until Ctrl-C."""
+    if context.invoked_subcommand is not None:
+        return
+    flags = {
+        "node.port": port,
+        "node.models": model or None,
+        "node.price_in_usd_per_million": price_in,
+        "node.price_out_usd_per_million": price_out,
+        "chain.url": chain,
+    }
+    config, home = settings(flags)
+    pull_models(config)
+    serve("node", config, home)
+
+
+@app.command("claim")
+def claim(as_json: AsJson = False) -> None:
+    """Claim and settle on chain now what the running node has earned."""
+    report = claim_now(settings()[1])
+    if as_json:
+        print_json(report)
+        return
+    OUT.print(
+        f"claimed {report['claimed_base_units']} base units from {report['channels']} channels,"
+        f" {report['gas_used']} gas"
+    )
+
+
+def claim_now(home: Home) -> dict[str, object]:
+    """Ask the running node to claim. Raises Unavailable where none runs."""
+    running = home.running("node")
+    if running is None:
+        raise Unavailable("No node runs on this machine; start one with `inferpool node`.")
+    request = urllib.request.Request(  # noqa: S310 - the node's own loopback URL
+        f"{running['url']}/inferpool/control/claim",
+        data=b"",
+        headers={"Authorization": f"Bearer {home.secret('control-token')}"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310
+            report: dict[str, object] = orjson.loads(response.read(1 << 20))
+    except urllib.error.URLError as error:
+        raise Unavailable(f"The node could not claim: {error}") from None
+    return report

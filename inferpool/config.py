@@ -1,0 +1,188 @@
+"""One configuration: defaults, then a TOML file, then the environment, then flags.
+
+Every value knows where it came from; an unknown key is an error that names the nearest known one.
+`INFERPOOL_NODE_PORT=8000` in the environment is `port = 8000` under `[node]` in the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from inferpool.protocol.errors import Refused
+
+ENV_PREFIX: Final = "INFERPOOL_"
+# Variables of the environment that are no configuration keys.
+ENV_OTHERS: Final = ("HOME", "PASSWORD", "MODEL_SOURCE", "FOLLOW", "LOG", "TEST_")
+
+
+@dataclass(frozen=True, slots=True)
+class ChainConfig:
+    """`[chain]`: where money is."""
+
+    url: str = ""  # JSON-RPC of any EVM chain; empty: the embedded development chain
+    port: int = 8422  # of the embedded chain; 0: a free one
+    registry: str = ""  # address of the registry; empty: the development chain's
+    asset: str = ""  # address of the payable token; empty: the development chain's test dollar
+    asset_name: str = "Dev Dollar"  # of the token's signing domain
+    asset_version: str = "1"
+    asset_decimals: int = 6
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """`[node]`: what this machine sells. Prices in USD per million units."""
+
+    host: str = "127.0.0.1"
+    port: int = 8421  # 0: a free one
+    models: tuple[str, ...] = ("smollm2-135m-instruct", "spam")
+    slots: int = 4  # calls at once of a text model
+    threads: int = 2  # of the engine
+    price_in_usd_per_million: str = "0.15"
+    price_out_usd_per_million: str = "0.60"
+    price_row_usd_per_million: str = "0.10"
+    min_deposit_base_units: int = 100_000
+    withdraw_delay_s: int = 900
+    claim_every_s: int = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """`[gateway]`: the door. Amounts in base units of the token (micro-USD)."""
+
+    host: str = "127.0.0.1"
+    port: int = 8420  # 0: a free one
+    open: bool = False  # let callers on this machine in without a key
+    nodes: tuple[str, ...] = ()  # URLs to ask beside the registry
+    allow_private: bool = True  # nodes at private addresses, as on this machine
+    deposit_base_units: int = 2_000_000
+    cap_per_node_base_units: int = 10_000_000
+    cap_total_base_units: int = 100_000_000
+    value_of_time_usd_per_hour: str = "0"
+
+
+@dataclass(frozen=True, slots=True)
+class CostConfig:
+    """`[cost]`: what this machine's work costs its owner."""
+
+    tariff_usd_per_kwh: str = "0.30"
+    watts_per_core: str = "8"  # rated; measured power comes from the machine where it can
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All sections."""
+
+    chain: ChainConfig = ChainConfig()
+    node: NodeConfig = NodeConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    cost: CostConfig = CostConfig()
+    origins: Mapping[str, str] = field(default_factory=dict)  # "node.port" -> where it came from
+
+
+SECTIONS: Final[dict[str, Any]] = {
+    "chain": ChainConfig,
+    "node": NodeConfig,
+    "gateway": GatewayConfig,
+    "cost": CostConfig,
+}
+
+
+def _known() -> dict[str, Any]:
+    """Every key with its default: 'node.port' -> 8421."""
+    return {
+        f"{section}.{item.name}": getattr(kind(), item.name)
+        for section, kind in SECTIONS.items()
+        for item in fields(kind)
+    }
+
+
+def load(
+    path: Path | None, environ: Mapping[str, str], flags: Mapping[str, object] | None = None
+) -> Config:
+    """The configuration. `flags` maps 'node.port' to a value; None means not given.
+
+    Raises Refused(bad_config) that names the key and what would be right.
+    """
+    values, origins = _known(), dict.fromkeys(_known(), "default")
+    if path is not None and path.exists():
+        for key, value in _read(path).items():
+            values[key], origins[key] = _typed(key, value, str(path)), str(path)
+    for name, text in sorted(environ.items()):
+        rest = name.removeprefix(ENV_PREFIX)
+        if rest != name and not rest.startswith(ENV_OTHERS):
+            key = _env_key(name)
+            values[key], origins[key] = _typed(key, _from_text(key, text), name), name
+    for key, flag in (flags or {}).items():
+        if flag is not None:
+            values[key], origins[key] = _typed(key, flag, "flag"), "flag"
+    return _build(values, origins)
+
+
+def _build(values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
+    sections = {
+        section: kind(**{item.name: values[f"{section}.{item.name}"] for item in fields(kind)})
+        for section, kind in SECTIONS.items()
+    }
+    return Config(**sections, origins=origins)
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Refused(f"{path} is not valid TOML: {error}", code="bad_config") from None
+    found: dict[str, object] = {}
+    for section, table in tables.items():
+        if not isinstance(table, dict):
+            raise _unknown(section, str(path))
+        for name, value in table.items():
+            key = f"{section}.{name}"
+            if key not in _known():
+                raise _unknown(key, str(path))
+            found[key] = value
+    return found
+
+
+def _env_key(name: str) -> str:
+    section, _, rest = name.removeprefix(ENV_PREFIX).lower().partition("_")
+    key = f"{section}.{rest}"
+    if key not in _known():
+        raise _unknown(key, name)
+    return key
+
+
+def _unknown(key: str, origin: str) -> Refused:
+    near = difflib.get_close_matches(key, _known(), n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(_known())}"
+    return Refused(f"{origin}: unknown key {key}{hint}", code="bad_config", param=key)
+
+
+def _from_text(key: str, text: str) -> object:
+    default = _known()[key]
+    if isinstance(default, bool):
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    if isinstance(default, int):
+        return int(text) if text.lstrip("-").isdigit() else text
+    if isinstance(default, tuple):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def _typed(key: str, value: object, origin: str) -> object:
+    default = _known()[key]
+    if isinstance(default, tuple):
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        wanted = "a list of strings"
+    elif type(value) is type(default):
+        return value
+    elif isinstance(default, str) and isinstance(value, int | float) and value is not True:
+        return str(value)  # 0.15 where "0.15" is meant
+    else:
+        wanted = {bool: "true or false", int: "a whole number"}.get(type(default), "a string")
+    raise Refused(f"{origin}: {key} must be {wanted}, not {value!r}", code="bad_config", param=key)

@@ -1,0 +1,1 @@
+"""Processes: each role is built from configuration and keys here, served, and ended cleanly."""

@@ -1,0 +1,103 @@
+"""The gateway's process: wallet, nodes, keys, served."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from inferpool.chain.client import EvmChain
+from inferpool.clock import SystemClock
+from inferpool.config import Config
+from inferpool.daemon.chains import asset_of, is_embedded, open_chain
+from inferpool.daemon.serving import listen, run_role, url_of
+from inferpool.gateway.app import GatewayApp
+from inferpool.gateway.directory import Directory
+from inferpool.gateway.gateway import Caller, Gateway
+from inferpool.gateway.treasury import Caps, Treasury
+from inferpool.home import Home
+from inferpool.identity.keys import Role
+from inferpool.models import catalogue
+from inferpool.payments.budget import Account
+from inferpool.payments.journal import SqlJournal
+from inferpool.payments.payer_ledger import PayerLedger
+from inferpool.protocol.encoding import to_hex
+from inferpool.protocol.errors import Refused
+from inferpool.protocol.units import parse_usd
+from inferpool.transport.http import open_transport
+
+_LOG = logging.getLogger("inferpool.gateway")
+_FAUCET_WEI: Final = 10**18
+_FAUCET_UNITS: Final = 1_000_000_000  # 1,000 test dollars
+KEY_NAME: Final = "default"
+ANYONE: Final = "anyone"
+
+
+async def serve_gateway(config: Config, home: Home) -> None:
+    """Run the gateway until told to stop."""
+    settings = config.gateway
+    keys = home.keys("gateway")
+    payer = keys.key(Role.PAYER, create=True)
+    authorizer = keys.key(Role.PAYER_AUTHORIZER, create=True)
+    gas = keys.key(Role.GAS, create=True)
+    listening = listen(settings.host, settings.port, "--port")
+    chain = await open_chain(config.chain, home, sender=gas)
+    if is_embedded(config.chain):
+        await _fund(chain, config, gas.address, payer.address)
+    journal = SqlJournal(home.ledger("gateway"))
+    try:
+        ledger = PayerLedger(journal, chain.chain_id)
+        api_key = home.secret("api-key")
+        clock = SystemClock()
+        if ledger.account(api_key) is None:
+            await ledger.add_account(api_key, Account(KEY_NAME, None), clock.now_ms())
+        caps = Caps(
+            settings.deposit_base_units,
+            settings.cap_per_node_base_units,
+            settings.cap_total_base_units,
+        )
+        gateway = Gateway(
+            directory=Directory(
+                chain, clock, open_transport, settings.nodes, settings.allow_private
+            ),
+            treasury=Treasury(chain, ledger, payer, authorizer, caps),
+            ledger=ledger,
+            clock=clock,
+            sampling=catalogue.sampling_of,
+            value_of_time_pico_usd_per_s=_per_second(settings.value_of_time_usd_per_hour),
+        )
+        await gateway.start()
+        anyone = await _anyone(ledger, clock.now_ms()) if settings.open else None
+        app = GatewayApp(gateway, home.secret("control-token"), anyone)
+        facts: dict[str, object] = {
+            "url": url_of(listening),
+            "payer": to_hex(payer.address),
+            "models": [service.model for service, _ in gateway.models()],
+        }
+        await run_role(home, "gateway", app, listening, facts, gateway.close)
+    finally:
+        journal.close()
+
+
+def _per_second(usd_per_hour: str) -> int:
+    try:
+        return parse_usd(usd_per_hour) // 3600
+    except ValueError as error:
+        raise Refused(f"gateway.value_of_time_usd_per_hour: {error}", code="bad_config") from None
+
+
+async def _anyone(ledger: PayerLedger, now_ms: int) -> Caller:
+    """The account of callers without a key, on this machine only."""
+    found = ledger.account("")
+    if found is None:
+        await ledger.add_account("", Account(ANYONE, None), now_ms)
+        found = ledger.account("")
+    assert found is not None, "it was just added"
+    return Caller(*found)
+
+
+async def _fund(chain: EvmChain, config: Config, gas: bytes, payer: bytes) -> None:
+    """Test money from the development chain's faucet, where there is too little."""
+    if await chain.gas_balance(gas) < _FAUCET_WEI // 10:
+        await chain.faucet(gas, _FAUCET_WEI, 0)
+    if await chain.token_balance(asset_of(config.chain), payer) < _FAUCET_UNITS // 10:
+        await chain.faucet(payer, 0, _FAUCET_UNITS)

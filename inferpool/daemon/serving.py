@@ -1,0 +1,139 @@
+"""Serving an ASGI app until told to stop, and ending with whoever started us."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import orjson
+import uvicorn
+
+from inferpool.home import Home
+from inferpool.protocol.errors import Refused
+
+_LOG = logging.getLogger("inferpool.daemon")
+SHUTDOWN_S: Final = 5
+
+
+def listen(host: str, port: int, flag: str) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises Refused that says what to do."""
+    if host not in ("127.0.0.1", "::1"):
+        raise Refused(
+            f"{host}: only loopback is served without TLS; put a TLS front before it",
+            code="bad_config",
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise Refused(
+            f"port {port} on {host} cannot be used ({error.strerror}); choose another with {flag}",
+            code="bad_config",
+        ) from None
+    found.listen(2048)
+    return found
+
+
+def url_of(listening: socket.socket) -> str:
+    """http://host:port of a listening socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its signal handling: `run_role` has one event, whoever sets it."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+async def run_role(
+    home: Home,
+    role: str,
+    app: Any,
+    listening: socket.socket,
+    facts: dict[str, object],
+    close: Callable[[], Awaitable[None]],
+    log_level: str = "warning",
+) -> None:
+    """Serve until SIGTERM, SIGINT or the end of standard input; then close and forget the role."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        lifespan="off",
+        log_level=log_level,
+        access_log=False,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_keep_alive=75,
+        limit_concurrency=4096,
+    )
+    server = _Server(config)
+    home.announce(role, {**facts, "pid": os.getpid()})
+    serving = asyncio.create_task(server.serve(sockets=[listening]), name="serve")
+    watch = asyncio.create_task(_stdin_closed(stop)) if _follows_parent() else None
+    stopped = asyncio.create_task(stop.wait())
+    sys.stdout.write(_ready(role, facts))
+    sys.stdout.flush()
+    try:
+        await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        server.should_exit = True
+        await serving
+        await close()
+        home.gone(role)
+        for task in filter(None, (watch, stopped)):
+            task.cancel()
+
+
+def _ready(role: str, facts: dict[str, object]) -> str:
+    return orjson.dumps({"role": role, **facts}).decode() + "\n"
+
+
+def _follows_parent() -> bool:
+    return os.environ.get("INFERPOOL_FOLLOW") == "1"
+
+
+async def _stdin_closed(stop: asyncio.Event) -> None:
+    """Set `stop` when the pipe from our supervisor ends, however it died."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    try:
+        while await reader.read(1024):
+            pass
+        stop.set()
+    finally:
+        transport.close()
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    """Run a role's main on uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(_awaited(main))
+        return
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_awaited(main))
+
+
+async def _awaited(main: Callable[[], Awaitable[None]]) -> None:
+    await main()
