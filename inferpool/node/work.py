@@ -59,9 +59,10 @@ async def sign_receipt(
 ) -> SignedReceipt:
     """Charge what was used, sign the receipt and make both durable.
 
-    The units never pass the maximum that both sides computed (a tokenizer that normalises text can
-    make more tokens than there were bytes): the node forfeits the rest. There is no await between the charge and the queueing of the write, so
-    that receipts reach the ledger in the order of their numbers.
+    The units never pass the maximum that both sides computed: a tokenizer that normalises text can
+    make more tokens than there were bytes, and the node forfeits those. There is no await between
+    the charge and the queueing of the write, so that receipts reach the ledger in the order of
+    their numbers.
     """
     assert work.signed is None, "one receipt for a request id"
     used, most = work.usage, work.maximum_usage

@@ -58,7 +58,8 @@ TYPES = {
     "ReceiptsRequest": members("address node, bytes32 channelId"),
     "Receipt": members(
         "bytes32 requestId, bytes32 requestHash, bytes32 responseHash, bytes32 evidenceHash,"
-        "bytes32 manifest, string class, bytes32 offerHash, uint16 service, bytes32 channelId, uint64 seq,"
+        "bytes32 manifest, string class, bytes32 offerHash, uint16 service, bytes32 channelId,"
+        "uint64 seq,"
         "uint64 promptUnits, uint64 outputUnits, uint128 chargePico, uint128 chargedTotal,"
         "uint64 seed, uint64 startedMs, uint64 endedMs, uint8 outcome"
     ),

@@ -1,0 +1,62 @@
+# Two commands are enough for a newcomer: `make demo` and `make test`.
+# Everything is installed into .venv from requirements with hashes; uv is used where it is on PATH.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m
+PYTEST := $(RUN) pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test check bench docs lock test-browser test-ray test-anvil setup setup-test clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
+
+setup: $(VENV)/.runtime
+setup-test: $(VENV)/.test
+
+$(VENV)/.runtime: requirements/runtime.txt pyproject.toml
+	@sh scripts/setup.sh "$(PYTHON)" "$(VENV)" requirements/runtime.txt
+	@touch $@
+
+$(VENV)/.test: requirements/test.txt pyproject.toml
+	@sh scripts/setup.sh "$(PYTHON)" "$(VENV)" requirements/test.txt
+	@touch $@ $(VENV)/.runtime
+
+demo: setup ## set up and show one paid inference, end to end
+	@$(BIN)/inferpool demo
+
+up: setup ## set up and leave a pool running on this machine
+	@$(BIN)/inferpool up
+
+test: setup-test ## set up and run every test that needs no special machine
+	@$(PYTEST) -n 2 --dist loadgroup
+	@sh scripts/groups.sh
+
+check: setup-test ## what CI checks besides the tests: style, types, layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: setup-test ## measure: the network tax of chat and tensors, paid
+	@$(RUN) bench.tax
+
+docs: setup-test ## refresh the generated pages and check every link
+	@$(BIN)/python docs/generate.py
+	@$(PYTEST) -q tests/docs
+
+test-browser: setup-test ## tests in a real browser (group test-browser)
+	@sh scripts/group.sh test-browser playwright browser
+
+test-ray: setup-test ## tests against Ray Serve (group test-ray)
+	@sh scripts/group.sh test-ray ray ray
+
+test-anvil: setup-test ## the chain's tests against anvil (group test-anvil)
+	@sh scripts/anvil.sh
+
+lock: ## resolve the requirements again (needs uv)
+	@sh scripts/lock.sh
+
+clean: ## forget the environment and every cache
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,290 @@
+"""`EvmChain`: the seam's real implementation, for any JSON-RPC URL.
+
+Reads need nothing but the URL; writes need the key of their sender. Use one `EvmChain` for each
+sender of a process and chain (`with_sender` shares the connection): two objects with one key would
+fight over its nonces, and lose time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from inferpool.chain.abi import contract, encode
+from inferpool.chain.addresses import DEV_REGISTRY_ADDRESS, MULTICALL3_ADDRESS
+from inferpool.chain.authorization import binding_digest, claim_batch_digest, refund_digest
+from inferpool.chain.base import (
+    ChannelState,
+    Claim,
+    DepositAuthorization,
+    Registration,
+    TransactionReceipt,
+)
+from inferpool.chain.events import EventReader
+from inferpool.chain.rpc import Post, Rpc, RpcRefused, post_by_urllib, unavailable
+from inferpool.chain.sender import RECEIPT_TIMEOUT_S, Sender
+from inferpool.identity.signing import Key
+from inferpool.protocol.encoding import to_hex
+from inferpool.protocol.voucher import CHANNELS_ADDRESS, COLLECTOR_3009_ADDRESS, ChannelConfig
+
+CLAIMS_MAX: Final = 100  # of one transaction
+
+_SETTLEMENT: Final = contract("BatchSettlement")
+_REGISTRY: Final = contract("Registry")
+_TOKEN: Final = contract("TestDollar")
+_MULTICALL: Final = contract("Multicall3")
+
+
+class EvmChain:
+    """A chain behind a URL. `authorizer` is the receiver's authoriser, where claims or refunds
+    are sent by somebody else; `registry` is the registry's address on this chain."""
+
+    def __init__(
+        self,
+        rpc: Rpc,
+        chain_id: int,
+        *,
+        sender: Key | None = None,
+        authorizer: Key | None = None,
+        registry: bytes = DEV_REGISTRY_ADDRESS,
+        receipt_timeout_s: float = RECEIPT_TIMEOUT_S,
+    ) -> None:
+        self.rpc = rpc
+        self.chain_id = chain_id
+        self.registry = registry
+        self._authorizer = authorizer
+        self._receipt_timeout_s = receipt_timeout_s
+        self._sender = Sender(rpc, sender, chain_id, receipt_timeout_s) if sender else None
+        self._events = EventReader(rpc, registry)
+
+    @classmethod
+    async def connect(
+        cls,
+        url: str,
+        *,
+        sender: Key | None = None,
+        authorizer: Key | None = None,
+        registry: bytes = DEV_REGISTRY_ADDRESS,
+        post: Post = post_by_urllib,
+    ) -> EvmChain:
+        """Ask a URL for its chain id. Raises Unavailable, and ValueError for a strange URL."""
+        rpc = Rpc(url, post)
+        chain_id = int(await rpc.call("eth_chainId"), 16)
+        return cls(rpc, chain_id, sender=sender, authorizer=authorizer, registry=registry)
+
+    def with_sender(self, sender: Key, authorizer: Key | None = None) -> EvmChain:
+        """The same chain for another sender."""
+        return EvmChain(
+            self.rpc,
+            self.chain_id,
+            sender=sender,
+            authorizer=authorizer,
+            registry=self.registry,
+            receipt_timeout_s=self._receipt_timeout_s,
+        )
+
+    # -- reading
+
+    async def now_s(self) -> int:
+        """Time of the latest block."""
+        block = await self.rpc.call("eth_getBlockByNumber", "latest", False)
+        return int(block["timestamp"], 16)
+
+    async def channel(self, channel_id: bytes) -> ChannelState:
+        """One channel's state, its three parts read from one block."""
+        names = ("channels", "pendingWithdrawals", "refundNonce")
+        calls = [(CHANNELS_ADDRESS, _SETTLEMENT.call(name, channel_id)) for name in names]
+        data = _MULTICALL.call("tryAggregate", True, calls)
+        (answers,) = _MULTICALL.functions["tryAggregate"].result(
+            await self._read(MULTICALL3_ADDRESS, data)
+        )
+        (balance, claimed), (amount, started_s), (nonce,) = (
+            _SETTLEMENT.functions[name].result(answer)
+            for name, (_, answer) in zip(names, answers, strict=True)
+        )
+        return ChannelState(balance, claimed, amount, started_s, nonce)
+
+    async def token_balance(self, token: bytes, owner: bytes) -> int:
+        """Base units of `token` that `owner` holds."""
+        answer = await self._read(token, _TOKEN.call("balanceOf", owner))
+        return int(_TOKEN.functions["balanceOf"].result(answer)[0])
+
+    async def gas_balance(self, owner: bytes) -> int:
+        """Wei of the chain's own coin that `owner` holds."""
+        return int(await self.rpc.call("eth_getBalance", to_hex(owner), "latest"), 16)
+
+    async def withdrawing(self, receiver: bytes, since_block: int) -> tuple[list[bytes], int]:
+        """Channels of a receiver on which a withdrawal was started, and the next `since_block`.
+
+        The last blocks are read again each time, for reorgs: an id may come more than once, and
+        `channel` tells whether the withdrawal is still under way.
+        """
+        return await self._events.withdrawing(receiver, since_block)
+
+    async def registrations(self) -> list[Registration]:
+        """All nodes that are registered now; after the first call only new blocks are read."""
+        return await self._events.registrations()
+
+    # -- channels
+
+    async def deposit(
+        self, config: ChannelConfig, amount: int, authorization: DepositAuthorization
+    ) -> TransactionReceipt:
+        """Fund a channel by EIP-3009; anyone may send it."""
+        collector_data = encode(
+            ["uint256", "uint256", "uint256", "bytes"],
+            [
+                authorization.valid_after_s,
+                authorization.valid_before_s,
+                authorization.salt,
+                authorization.signature,
+            ],
+        )
+        return await self._settlement(
+            "deposit", _terms(config), amount, COLLECTOR_3009_ADDRESS, collector_data
+        )
+
+    async def claim(self, claims: Sequence[Claim]) -> TransactionReceipt:
+        """Claim up to 100 channels in one transaction; one bad row refuses all."""
+        assert 1 <= len(claims) <= CLAIMS_MAX, f"1 to {CLAIMS_MAX} claims, not {len(claims)}"
+        rows = [
+            (
+                (_terms(claim.config), claim.voucher.max_claimable),
+                claim.voucher.signature,
+                claim.total_claimed,
+            )
+            for claim in claims
+        ]
+        if all(self._is_receiver_side(claim.config) for claim in claims):
+            return await self._settlement("claim", rows)
+        signature = self._authorized(claims[0].config).sign(
+            claim_batch_digest(claims, self.chain_id)
+        )
+        return await self._settlement("claimWithSignature", rows, signature)
+
+    async def settle(self, receiver: bytes, token: bytes) -> TransactionReceipt:
+        """Pay out to the receiver all that was claimed for it; anyone may send it."""
+        return await self._settlement("settle", receiver, token)
+
+    async def initiate_withdraw(self, config: ChannelConfig, amount: int) -> TransactionReceipt:
+        """Start the payer's way out; sent by the payer or its authoriser."""
+        return await self._settlement("initiateWithdraw", _terms(config), amount)
+
+    async def finalize_withdraw(self, config: ChannelConfig) -> TransactionReceipt:
+        """End the payer's way out, once the channel's delay is over."""
+        return await self._settlement("finalizeWithdraw", _terms(config))
+
+    async def refund(self, config: ChannelConfig, amount: int) -> TransactionReceipt:
+        """Give unclaimed money back to the payer; by the receiver's side or its signature."""
+        if self._is_receiver_side(config):
+            return await self._settlement("refund", _terms(config), amount)
+        channel_id = config.channel_id(self.chain_id)
+        nonce = (await self.channel(channel_id)).refund_nonce
+        digest = refund_digest(channel_id, nonce, amount, self.chain_id)
+        signature = self._authorized(config).sign(digest)
+        return await self._settlement(
+            "refundWithSignature", _terms(config), amount, nonce, signature
+        )
+
+    # -- the registry; the sender is the owner
+
+    async def register(self, node: Key, endpoint: str, stake: int = 0) -> TransactionReceipt:
+        """Enter a node; its key agrees here. The stake needs an allowance for the registry."""
+        signature = await self._binding(node)
+        return await self._registered("register", node.address, endpoint, stake, signature)
+
+    async def replace_key(self, node: Key) -> TransactionReceipt:
+        """Put another node key into service."""
+        return await self._registered("replace_key", node.address, await self._binding(node))
+
+    async def set_endpoint(self, endpoint: str) -> TransactionReceipt:
+        """Change where the node is found."""
+        return await self._registered("set_endpoint", endpoint)
+
+    async def add_stake(self, amount: int) -> TransactionReceipt:
+        """Add base units to the stake, out of the registry's allowance."""
+        return await self._registered("add_stake", amount)
+
+    async def unstake(self, amount: int) -> TransactionReceipt:
+        """Start the way out of some stake: seven days."""
+        return await self._registered("unstake", amount)
+
+    async def withdraw_stake(self) -> TransactionReceipt:
+        """Take out what has been unbonding for seven days."""
+        return await self._registered("withdraw_stake")
+
+    async def deregister(self) -> TransactionReceipt:
+        """Leave the registry; all stake starts its way out."""
+        return await self._registered("deregister")
+
+    # -- tokens
+
+    async def transfer(self, token: bytes, to: bytes, amount: int) -> TransactionReceipt:
+        """Send base units of a token."""
+        return await self._send(token, _TOKEN.call("transfer", to, amount))
+
+    async def approve(self, token: bytes, spender: bytes, amount: int) -> TransactionReceipt:
+        """Allow a spender, such as the registry, some of the sender's tokens."""
+        return await self._send(token, _TOKEN.call("approve", spender, amount))
+
+    async def faucet(self, owner: bytes, wei: int, units: int) -> None:
+        """Test ETH and test dollars; on a development chain only."""
+        await self.rpc.call("inferpool_faucet", to_hex(owner), hex(wei), hex(units))
+
+    # -- inside
+
+    async def _read(self, to: bytes, data: bytes) -> bytes:
+        answer = await self.rpc.call("eth_call", {"to": to_hex(to), "data": to_hex(data)}, "latest")
+        if answer == "0x":
+            raise RpcRefused(f"no contract at {to_hex(to)}; is this the right chain?", 3)
+        try:
+            return bytes.fromhex(answer[2:])
+        except (TypeError, ValueError):
+            raise unavailable("the chain's answer is no hex") from None
+
+    async def _send(self, to: bytes, data: bytes) -> TransactionReceipt:
+        assert self._sender is not None, "this chain was opened without a sender's key"
+        receipt, _ = await self._sender.send(to, data)
+        return receipt
+
+    async def _settlement(self, function: str, *args: object) -> TransactionReceipt:
+        return await self._send(CHANNELS_ADDRESS, _SETTLEMENT.call(function, *args))
+
+    async def _registered(self, function: str, *args: object) -> TransactionReceipt:
+        return await self._send(self.registry, _REGISTRY.call(function, *args))
+
+    async def _binding(self, node: Key) -> bytes:
+        """A node key's agreement to the sender as its owner."""
+        assert self._sender is not None, "this chain was opened without the owner's key"
+        answer = await self._read(self.registry, _REGISTRY.call("nonces", node.address))
+        (nonce,) = _REGISTRY.functions["nonces"].result(answer)
+        owner = self._sender.key.address
+        return node.sign(
+            binding_digest(
+                owner, node.address, nonce, chain_id=self.chain_id, registry=self.registry
+            )
+        )
+
+    def _is_receiver_side(self, config: ChannelConfig) -> bool:
+        assert self._sender is not None, "this chain was opened without a sender's key"
+        return self._sender.key.address in (config.receiver, config.receiver_authorizer)
+
+    def _authorized(self, config: ChannelConfig) -> Key:
+        """The key that signs for others to send. The contract would refuse any other."""
+        key = self._authorizer
+        assert key is not None, "the sender is a stranger and there is no authoriser's key"
+        assert key.address == config.receiver_authorizer, "not this channel's authoriser"
+        return key
+
+
+def _terms(config: ChannelConfig) -> tuple[Any, ...]:
+    """A channel's terms as the ABI's tuple."""
+    return (
+        config.payer,
+        config.payer_authorizer,
+        config.receiver,
+        config.receiver_authorizer,
+        config.token,
+        config.withdraw_delay_s,
+        config.salt,
+    )
