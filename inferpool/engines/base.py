@@ -11,9 +11,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
+
+# In place of a log-probability that the engine did not tell: above any real one, and finite, so
+# that evidence can carry it. An audit skips such tokens, and accepts them only within characters.
+UNKNOWN_LOGPROB: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class TextChunk:
     """What the engine produced since the last chunk.
 
     `ids` and `logprobs` have the same length; the text may be empty (half a character). The last
-    chunk has a `finish_reason` and the prompt's token count.
+    chunk has a `finish_reason` and the prompt's token count, `resume` ids included.
     """
 
     text: str

@@ -1,0 +1,171 @@
+"""Engines that invent their answers, always the same: for tests, simulation and first contact.
+
+A token id is a pure function of (prompt text, seed, position), and its text is ` w<id>`, so that
+text and ids determine each other and any lost, repeated or altered token is seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import struct
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final
+
+import orjson
+
+from inferpool.engines.base import (
+    FinishReason,
+    Phase,
+    Progress,
+    Tensor,
+    TensorSpec,
+    TextCall,
+    TextChunk,
+)
+from inferpool.engines.slots import Slots
+from inferpool.engines.stop_text import StopText
+from inferpool.engines.tensor_check import check_inputs
+from inferpool.protocol.errors import Unavailable
+
+VOCABULARY: Final = 50_000
+_ROW: Final = 4
+
+
+def prompt_text(call: TextCall) -> str:
+    """All of a call's prompt text: the plain prompt, or the messages as one JSON text."""
+    if call.messages is None:
+        return call.prompt or ""
+    pairs = [[message.get("role"), message.get("content")] for message in call.messages]
+    return orjson.dumps(pairs).decode()
+
+
+def token_id(prompt: str, seed: int, position: int) -> int:
+    """The id at a position (from 0) of the one answer to this prompt with this seed."""
+    digest = hashlib.blake2b(f"{seed}/{position}/{prompt}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) % VOCABULARY
+
+
+def token_text(token: int) -> str:
+    """The text of an id."""
+    return f" w{token}"
+
+
+class FakeTextEngine:
+    """A `TextEngine`. Faults are attributes and may be set while it runs.
+
+    `answer_tokens`: the length at which an answer ends by itself (`stop`); None: only `max_output`
+    ends it. `fail_after`, `hang_after`: after that many tokens of a call it raises
+    Unavailable(engine_failed) or goes silent. `up`: False refuses calls, as while loading.
+    """
+
+    def __init__(
+        self,
+        engine_class: str = "fake@1/none/none",
+        slots: int = 4,
+        *,
+        token_delay_s: float = 0.0,
+        prefill_delay_s: float = 0.0,
+        answer_tokens: int | None = None,
+    ) -> None:
+        self.engine_class = engine_class
+        self.slots = slots
+        self.token_delay_s, self.prefill_delay_s = token_delay_s, prefill_delay_s
+        self.answer_tokens = answer_tokens
+        self.fail_after: int | None = None
+        self.hang_after: int | None = None
+        self.up = False
+        self._slots = Slots(slots)
+
+    @property
+    def free(self) -> int:
+        """Slots that are free now."""
+        return self._slots.free
+
+    async def start(self) -> None:
+        """Ready at once."""
+        self.up = True
+
+    async def close(self) -> None:
+        """Take no more calls."""
+        self.up = False
+
+    def ready(self) -> bool:
+        """Whether a call would be taken now."""
+        return self.up
+
+    async def generate(self, call: TextCall, progress: Progress) -> AsyncGenerator[TextChunk, None]:
+        """One chunk per token. Raises Unavailable: engine_unavailable, engine_failed."""
+        if not self.up:
+            raise Unavailable("the engine is not running", code="engine_unavailable")
+        async with self._slots.hold(progress):
+            prompt = prompt_text(call)
+            units = -(-len(prompt.encode()) // 4) + len(call.resume)
+            progress.phase, progress.count = Phase.PREFILL, 0
+            await asyncio.sleep(self.prefill_delay_s)
+            progress.count = units
+            answer = StopText(call.stop)
+            position = len(call.resume)
+            for produced in range(1, call.max_output + 1):
+                await self._pace(produced - 1)
+                token = token_id(prompt, call.sampling.seed, position)
+                position += 1
+                progress.phase, progress.count = Phase.TOKENS, produced
+                text, stopped = answer.take(token_text(token))
+                finish: FinishReason | None = "stop" if stopped else None
+                if not stopped and position == self.answer_tokens:
+                    finish, text = "stop", text + answer.rest()
+                elif not stopped and produced == call.max_output:
+                    finish, text = "length", text + answer.rest()
+                last = units if finish else None
+                yield TextChunk(text, (token,), (_logprob(token),), finish, last)
+                if finish:
+                    return
+
+    async def _pace(self, produced: int) -> None:
+        if self.fail_after is not None and produced >= self.fail_after:
+            raise Unavailable("the engine was told to fail", code="engine_failed")
+        if self.hang_after is not None and produced >= self.hang_after:
+            await asyncio.get_running_loop().create_future()
+        await asyncio.sleep(self.token_delay_s)
+
+
+class FakeTensorEngine:
+    """A `TensorEngine`: the FP32 sum of each row of four FP32 numbers. `fail`: raise instead."""
+
+    inputs = (TensorSpec("x", "FP32", (-1, _ROW)),)
+    outputs = (TensorSpec("sum", "FP32", (-1, 1)),)
+
+    def __init__(self, engine_class: str = "fake@1/f32/none", *, delay_s: float = 0.0) -> None:
+        self.engine_class = engine_class
+        self.delay_s = delay_s
+        self.fail = False
+        self.up = False
+
+    async def start(self) -> None:
+        """Ready at once."""
+        self.up = True
+
+    async def close(self) -> None:
+        """Take no more calls."""
+        self.up = False
+
+    def ready(self) -> bool:
+        """Whether a call would be taken now."""
+        return self.up
+
+    async def infer(self, inputs: Sequence[Tensor], rows: int) -> list[Tensor]:
+        """Row sums. Raises BadRequest(invalid_tensor), Unavailable."""
+        if not self.up:
+            raise Unavailable("the engine is not running", code="engine_unavailable")
+        (tensor,) = check_inputs(self.inputs, inputs, rows)
+        await asyncio.sleep(self.delay_s)
+        if self.fail:
+            raise Unavailable("the engine was told to fail", code="engine_failed")
+        numbers = struct.unpack(f"<{rows * _ROW}f", tensor.data)
+        sums = [sum(numbers[at : at + _ROW]) for at in range(0, len(numbers), _ROW)]
+        return [Tensor("sum", "FP32", (rows, 1), struct.pack(f"<{rows}f", *sums))]
+
+
+def _logprob(token: int) -> float:
+    return -(token % 1000) / 500

@@ -1,0 +1,219 @@
+"""Our own HTTP/1.1 client: a keep-alive pool for one endpoint, plain on loopback, else TLS.
+
+It exists because failover and payment need what general clients hide: whether a request can have
+reached the other side, and whether an answer was whole. It costs a third of aiohttp's time.
+Not in it, on purpose: redirects, cookies, proxies, decompression, HTTP/2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Final
+from urllib.parse import urlsplit
+
+from inferpool.protocol.errors import Refused
+from inferpool.transport.answer import Answer
+from inferpool.transport.base import AnswerTimeout, ConnectFailed, ConnectionCut, Headers
+from inferpool.transport.connection import Connection
+from inferpool.transport.tls import PIN_BYTES, client_context, pin_matches
+
+CONNECT_TIMEOUT_S: Final = 5.0  # a second SYN goes out after 1 s, a third after 3 s
+# Below the 5 s after which uvicorn closes an idle connection, so that we close first: the race
+# between its close and our next request then all but disappears.
+IDLE_S: Final = 4.0
+MAX_IDLE: Final = 64  # per endpoint; 32 KiB each
+MAX_CONNECTIONS: Final = 1024  # per endpoint, under the usual limit on open files
+# Safe methods of RFC 9110 section 9.2.1: sending them twice changes nothing.
+_SAFE: Final = frozenset(("GET", "HEAD", "OPTIONS"))
+_OURS: Final = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection"))
+_LOOPBACK: Final = frozenset(("127.0.0.1", "::1"))
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+def open_transport(url: str, tls_spki: bytes | None = None) -> HttpTransport:
+    """A pipe to `url` (scheme, host, port; a path is put before each request's path).
+
+    `tls_spki`: the 32 bytes of the pinned key; without it https asks the system's authorities.
+    Raises Refused(bad_config): plain HTTP off loopback, a pin without TLS, not an http(s) URL.
+    """
+    return HttpTransport(url, tls_spki)
+
+
+class HttpTransport:
+    """A `Transport` over TCP; belongs to the event loop that first uses it."""
+
+    def __init__(
+        self,
+        url: str,
+        tls_spki: bytes | None = None,
+        *,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        idle_s: float = IDLE_S,
+        max_idle: int = MAX_IDLE,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        self._host, self._port, self._prefix, secure = _endpoint(url, tls_spki)
+        self._tls = client_context(tls_spki is not None) if secure else None
+        self._pin = tls_spki
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        self._host_line = f"host: {host}:{self._port}\r\n".encode()
+        self._connect_timeout_s, self._idle_s = connect_timeout_s, idle_s
+        self._max_idle, self._max_connections = max_idle, max_connections
+        self._idle: list[Connection] = []  # the last used at the end: the rest can age out
+        self._all: set[Connection] = set()
+        self._connecting = 0
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def request(
+        self, method: str, path: str, headers: Headers, body: bytes = b"", *, timeout_s: float
+    ) -> Answer:
+        """See `base.Transport`. ValueError: a line end in a header, or one that is set here.
+
+        One retry, for safe methods only. A reused connection may end while a request is on its
+        way: the server closed it for idleness, or it took the request and died. From here both
+        look the same, and a request that is paid for must never run twice. So a POST is sent
+        again only where it was not sent at all: the pool asks the socket just before the write
+        and skips connections that the peer has closed. What slips through that gap of one
+        round trip is a ConnectionCut, and the caller decides with a new attempt and a new id.
+        """
+        head = self._request_head(method, path, headers, body)
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        connection = self._reusable()
+        if connection is not None:
+            try:
+                return await connection.exchange(method, head, body, timeout_s)
+            except ConnectionCut:
+                if connection.answered or method not in _SAFE or self._closed:
+                    raise
+        connection = await self._connect(timeout_s)
+        left_s = deadline_s - asyncio.get_running_loop().time()
+        if left_s <= 0:
+            connection.abort()
+            raise AnswerTimeout(f"no answer within {timeout_s:g} s")
+        return await connection.exchange(method, head, body, left_s)
+
+    async def close(self) -> None:
+        """Close every connection, cutting answers under way; the sockets are closed on return."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        connections = tuple(self._all)
+        for connection in connections:
+            connection.abort()
+        for connection in connections:
+            await connection.gone.wait()
+
+    # -- the request -----------------------------------------------------------------------------
+
+    def _request_head(self, method: str, path: str, headers: Headers, body: bytes) -> bytes:
+        lines = [f"{method} {self._prefix}{path} HTTP/1.1\r\n".encode("ascii"), self._host_line]
+        for name, value in headers:
+            if name in _OURS:
+                raise ValueError(f"the transport sets {name.decode()} itself")
+            lines.append(b"%b: %b\r\n" % (name, value))
+        if body or method not in _SAFE:
+            lines.append(b"content-length: %d\r\n" % len(body))
+        head = b"".join(lines)
+        # One line end per line, or something in a header or the path tries to be two lines.
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+            raise ValueError("a line end within the request's path or headers")
+        if lines[0].count(b" ") != 2:
+            raise ValueError("a space within the request's path")
+        return head + b"\r\n"
+
+    # -- the pool --------------------------------------------------------------------------------
+
+    def _reusable(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.stale():
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self, timeout_s: float) -> Connection:
+        if self._closed:
+            raise ConnectFailed("the transport is closed")
+        if len(self._all) + self._connecting >= self._max_connections:
+            raise ConnectFailed(f"{self._max_connections} connections to one endpoint are open")
+        loop = asyncio.get_running_loop()
+        where = f"{self._host}:{self._port}"
+        self._connecting += 1
+        try:
+            async with asyncio.timeout(min(timeout_s, self._connect_timeout_s)):
+                transport, connection = await loop.create_connection(
+                    lambda: Connection(self._free, self._forget),
+                    self._host,
+                    self._port,
+                    ssl=self._tls,
+                )
+        except TimeoutError as error:
+            raise ConnectFailed(f"{where} did not take the connection in time") from error
+        except (OSError, ssl.SSLError) as error:
+            raise ConnectFailed(f"{where} cannot be reached: {error}") from error
+        finally:
+            self._connecting -= 1
+        self._all.add(connection)
+        self._check(connection, transport, where)
+        return connection
+
+    def _check(self, connection: Connection, transport: asyncio.Transport, where: str) -> None:
+        """Before anything is sent: the pinned key, and that nobody closed this transport."""
+        if self._pin is not None:
+            certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            if not pin_matches(certificate, self._pin):
+                connection.abort()
+                raise ConnectFailed(f"{where} shows another key than its offer names")
+        if self._closed or connection.closed:
+            connection.abort()
+            raise ConnectFailed(f"the connection to {where} was closed at once")
+
+    def _free(self, connection: Connection) -> None:
+        if self._closed or len(self._idle) >= self._max_idle:
+            connection.abort()
+            return
+        loop = asyncio.get_running_loop()
+        connection.idle_since_s = loop.time()
+        self._idle.append(connection)
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(self._idle_s, self._sweep)
+
+    def _forget(self, connection: Connection) -> None:
+        self._all.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def _sweep(self) -> None:
+        """Close what has been idle for too long; runs at most once per `idle_s`."""
+        loop = asyncio.get_running_loop()
+        oldest_s = loop.time() - self._idle_s
+        for connection in [one for one in self._idle if one.idle_since_s <= oldest_s]:
+            connection.abort()
+        self._sweeper = None
+        if self._idle:
+            next_s = self._idle[0].idle_since_s + self._idle_s
+            self._sweeper = loop.call_at(next_s, self._sweep)
+
+
+def _endpoint(url: str, tls_spki: bytes | None) -> tuple[str, int, str, bool]:
+    """(host, port, path before each path, whether by TLS). Raises Refused(bad_config)."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise Refused(f"{url!r} has no valid port", code="bad_config") from error
+    if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment:
+        raise Refused(f"{url!r} is not an http or https address", code="bad_config")
+    if parts.username is not None:
+        raise Refused("an address must not carry a password", code="bad_config")
+    secure = parts.scheme == "https"
+    if not secure and parts.hostname not in _LOOPBACK:
+        message = f"{url!r}: plain http goes to 127.0.0.1 or [::1] only; use https"
+        raise Refused(message, code="bad_config")
+    if tls_spki is not None and (not secure or len(tls_spki) != PIN_BYTES):
+        message = "a pinned key is the 32-byte SHA-256 of an https endpoint's key"
+        raise Refused(message, code="bad_config")
+    return parts.hostname, port or _PORTS[parts.scheme], parts.path.rstrip("/"), secure

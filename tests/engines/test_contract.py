@@ -1,0 +1,226 @@
+"""What every text engine must do: the fake one, and llama.cpp with real weights."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from inferpool.engines.base import FinishReason, Phase, Progress, Sampling, TextCall, TextEngine
+from inferpool.engines.fake import FakeTextEngine
+from inferpool.engines.llamacpp import LlamaCppEngine
+from inferpool.protocol.errors import Unavailable
+
+SLOTS = 4
+STORY = "Tell me a long story about a river."
+
+
+@dataclass
+class Answer:
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    reason: FinishReason | None = None
+    prompt_units: int | None = None
+    chunks: int = 0
+    phases: list[Phase] = field(default_factory=list)
+    progress: Progress = field(default_factory=Progress)
+
+
+def chat(
+    prompt: str = STORY,
+    max_output: int = 12,
+    *,
+    seed: int = 1,
+    temperature: float = 0.0,
+    stop: tuple[str, ...] = (),
+    resume: tuple[int, ...] = (),
+) -> TextCall:
+    messages = ({"role": "user", "content": prompt},)
+    sampling = Sampling(seed=seed, temperature=temperature)
+    return TextCall(messages, None, max_output, sampling, stop, resume)
+
+
+async def run(engine: TextEngine, call: TextCall) -> Answer:
+    answer = Answer()
+    async for chunk in engine.generate(call, answer.progress):
+        assert answer.reason is None, "a chunk after the last"
+        assert len(chunk.ids) == len(chunk.logprobs)
+        assert (chunk.finish_reason is None) == (chunk.prompt_units is None)
+        answer.text += chunk.text
+        answer.ids += chunk.ids
+        answer.logprobs += chunk.logprobs
+        answer.reason, answer.prompt_units = chunk.finish_reason, chunk.prompt_units
+        answer.chunks += 1
+        answer.phases.append(answer.progress.phase)
+    return answer
+
+
+Make = Callable[[], TextEngine]
+
+
+@pytest.fixture(scope="module", params=["fake", "llamacpp"])
+def make(request: pytest.FixtureRequest) -> Make:
+    if request.param == "fake":
+        return lambda: FakeTextEngine(slots=SLOTS, token_delay_s=0.002)
+    path: Path = request.getfixturevalue("gguf")
+    return lambda: LlamaCppEngine(path, "small", "Q4_1", slots=SLOTS, context=1024, threads=1)
+
+
+@pytest.fixture(scope="module")
+def engine(make: Make, runner: asyncio.Runner) -> Iterator[TextEngine]:
+    engine = make()
+    runner.run(engine.start())
+    yield engine
+    runner.run(engine.close())
+
+
+pytestmark = pytest.mark.timeout(60)
+
+
+async def test_class_names_everything_that_rounds(engine: TextEngine) -> None:
+    parts = engine.engine_class.split("/")
+    assert len(parts) == 3
+    assert "@" in parts[0]
+    assert engine.engine_class == engine.engine_class.lower()
+    assert engine.slots == SLOTS
+    assert engine.ready()
+
+
+async def test_streams_and_counts(engine: TextEngine) -> None:
+    answer = await run(engine, chat(max_output=12))
+    assert answer.chunks > 3
+    assert len(answer.ids) == len(answer.logprobs) == 12
+    assert answer.reason == "length"
+    assert answer.prompt_units is not None
+    assert answer.prompt_units > 0
+    assert all(logprob <= 0 for logprob in answer.logprobs)
+    assert answer.text
+    assert answer.progress == Progress(Phase.TOKENS, 12)
+    assert set(answer.phases) == {Phase.TOKENS}
+
+
+async def test_prompt_units_follow_the_prompt(engine: TextEngine) -> None:
+    short = await run(engine, chat("Hello", 1))
+    long = await run(engine, chat("Hello " * 50, 1))
+    assert short.prompt_units is not None
+    assert long.prompt_units is not None
+    assert len(short.ids) == 1
+    assert 20 < long.prompt_units - short.prompt_units < 6 * 50
+
+
+async def test_plain_prompt(engine: TextEngine) -> None:
+    call = TextCall(None, "The capital of France is", 4, Sampling(seed=1, temperature=0))
+    answer = await run(engine, call)
+    assert len(answer.ids) == 4
+    assert answer.prompt_units is not None
+    assert answer.prompt_units <= len("The capital of France is")
+
+
+async def test_the_seed_fixes_the_draw(engine: TextEngine) -> None:
+    one = await run(engine, chat(seed=7, temperature=1.0, max_output=16))
+    same = await run(engine, chat(seed=7, temperature=1.0, max_output=16))
+    other = await run(engine, chat(seed=8, temperature=1.0, max_output=16))
+    assert one.ids == same.ids
+    assert one.text == same.text
+    assert one.logprobs == same.logprobs
+    assert one.ids != other.ids
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+async def test_every_seed_repeats(engine: TextEngine, seed: int) -> None:
+    one = await run(engine, chat(seed=seed, temperature=1.0))
+    same = await run(engine, chat(seed=seed, temperature=1.0))
+    assert one.ids == same.ids
+
+
+async def test_stop(engine: TextEngine) -> None:
+    whole = await run(engine, chat(max_output=16))
+    middle = len(whole.text) // 2
+    stop = whole.text[middle : middle + 6]
+    answer = await run(engine, chat(max_output=16, stop=("never said", stop)))
+    assert answer.reason == "stop"
+    assert answer.text == whole.text[: whole.text.index(stop)]
+    assert answer.ids == whole.ids[: len(answer.ids)]
+    assert len(answer.ids) < 16
+
+
+async def test_text_held_back_for_a_stop_is_not_lost(engine: TextEngine) -> None:
+    whole = await run(engine, chat(max_output=16))
+    almost = (whole.text[4:8] + "\0", whole.text[-3:] + "\0")
+    answer = await run(engine, chat(max_output=16, stop=almost))
+    assert (answer.text, answer.ids) == (whole.text, whole.ids)
+    assert answer.reason == "length"
+
+
+async def test_resume_repeats_nothing(engine: TextEngine) -> None:
+    whole = await run(engine, chat(max_output=12))
+    for done in (1, 5):
+        kept = tuple(whole.ids[:done])
+        rest = await run(engine, chat(max_output=12 - done, resume=kept))
+        assert len(rest.ids) == 12 - done
+        assert rest.prompt_units == (whole.prompt_units or 0) + done
+        if isinstance(engine, FakeTextEngine):  # a real prefill may round otherwise
+            assert rest.ids == whole.ids[done:]
+            assert rest.text == whole.text[len(whole.text) - len(rest.text) :]
+
+
+async def test_four_at_once(engine: TextEngine) -> None:
+    calls = [chat(f"Write about the number {number}.", 8, seed=number) for number in range(4)]
+    alone = [await run(engine, call) for call in calls]
+    together = await asyncio.gather(*(run(engine, call) for call in calls))
+    assert [len(answer.ids) for answer in together] == [8] * 4
+    assert [answer.prompt_units for answer in together] == [a.prompt_units for a in alone]
+    assert len({answer.text for answer in together}) > 1
+    if isinstance(engine, FakeTextEngine):
+        assert [answer.ids for answer in together] == [answer.ids for answer in alone]
+
+
+async def test_cancelling_frees_the_slot(engine: TextEngine) -> None:
+    streams = [engine.generate(chat(f"{STORY} {n}", 900), Progress()) for n in range(SLOTS)]
+    await asyncio.gather(*(anext(stream) for stream in streams))
+    waiting, after = Progress(), Progress()
+    queued = asyncio.create_task(anext(engine.generate(chat("Hello", 1), waiting)))
+    second = asyncio.create_task(anext(engine.generate(chat("Hello", 1), after)))
+    await asyncio.sleep(0.05)
+    assert (waiting, after) == (Progress(Phase.QUEUED, 1), Progress(Phase.QUEUED, 2))
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    left_s = time.monotonic()
+    await streams[0].aclose()
+    await queued
+    assert time.monotonic() - left_s < 1
+    await asyncio.gather(*(stream.aclose() for stream in streams))
+    assert len((await run(engine, chat(max_output=2))).ids) == 2
+
+
+async def test_cancelled_task(engine: TextEngine) -> None:
+    async def read() -> None:
+        async with aclosing(engine.generate(chat(max_output=900), Progress())) as chunks:
+            async for _ in chunks:
+                started.set()
+
+    started = asyncio.Event()
+    task = asyncio.create_task(read())
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len((await run(engine, chat(max_output=2))).ids) == 2
+
+
+async def test_not_started_and_closed(make: Make) -> None:
+    engine = make()
+    assert not engine.ready()
+    with pytest.raises(Unavailable) as caught:
+        await run(engine, chat())
+    assert caught.value.code == "engine_unavailable"
+    await engine.close()
+    await engine.close()
+    with pytest.raises(Unavailable):
+        await run(engine, chat())
