@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 import orjson
 
@@ -49,6 +50,10 @@ class OfferEnded(PaymentRequired):
     """The node sells on other terms now: its offer must be fetched again."""
 
     default = "payment_terms"
+
+
+# After these another node is tried.
+RETRIED: Final = (Unavailable, PaymentRequired, ReceiptInvalid)
 
 
 @dataclass(slots=True)

@@ -1,6 +1,8 @@
 """The gateway: admit -> choose -> pay -> send -> watch -> (elsewhere) -> settle.
 
-`Gateway.chat` and `Gateway.infer` read as these calls in order; each is a module beside this one.
+`Gateway.chat` and `Gateway.infer` start here; each step is a module beside this one: `router`
+chooses, `treasury` and `flights` pay and send, `node_stream` watches, `chat` goes on elsewhere,
+`reconcile` fetches what came late.
 """
 
 from __future__ import annotations
@@ -8,58 +10,38 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
 from inferpool.clock import Clock
+from inferpool.gateway.answers import Answer, StreamedAnswer, WholeAnswer
+from inferpool.gateway.chat import JSON_TYPE, ChatRun
 from inferpool.gateway.directory import Directory
-from inferpool.gateway.flights import Flight, Flights, OfferEnded
+from inferpool.gateway.flights import RETRIED, Flight, Flights, OfferEnded
 from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.reconcile import Reconciler
-from inferpool.gateway.relay import NodeStream, StreamedAnswer, WholeAnswer
 from inferpool.gateway.router import Candidate, choose
 from inferpool.gateway.treasury import Treasury
 from inferpool.payments.budget import Account
-from inferpool.payments.checks import ReceiptInvalid
 from inferpool.payments.payer_ledger import PayerLedger
 from inferpool.protocol import headers
-from inferpool.protocol.chat import INTEGER_SAMPLERS, SAMPLERS, ChatRequest
+from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.encoding import sha256, to_hex
 from inferpool.protocol.errors import BadRequest, InferpoolError, PaymentRequired, Unavailable
 from inferpool.protocol.job import Job
-from inferpool.protocol.lifecycle import AttemptState
-from inferpool.protocol.limits import (
-    ANSWER_MAX,
-    ATTEMPTS_MAX,
-    FIRST_BYTE_TIMEOUT_S,
-    STREAM_HEAD_TIMEOUT_S,
-)
+from inferpool.protocol.limits import ANSWER_MAX, ATTEMPTS_MAX, FIRST_BYTE_TIMEOUT_S
 from inferpool.protocol.offer import Service
 from inferpool.protocol.oip import InferRequest
-from inferpool.protocol.receipt import Outcome, SignedReceipt
+from inferpool.protocol.receipt import SignedReceipt
 from inferpool.transport.asgi import HttpRequest, stop_task
 
 _LOG = logging.getLogger("inferpool.gateway")
 _SEED_BYTES: Final = 4
-JSON_TYPE: Final = (b"content-type", b"application/json")
 
-# After these another node is tried, as long as nothing was delivered.
-RETRIED: Final = (Unavailable, PaymentRequired, ReceiptInvalid)
-
-# Neutral sampler numbers, for models whose manifest this gateway does not have.
-NEUTRAL: Final[dict[str, float]] = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "repeat_penalty": 1.0,
-}
-assert NEUTRAL.keys() == SAMPLERS.keys(), "every sampler has a neutral value"
+Tensors = tuple[bytes, list[tuple[bytes, bytes]]]
 
 
 @dataclass(slots=True)
@@ -72,10 +54,12 @@ class Caller:
 
 @dataclass(slots=True)
 class Hold:
-    """The budget's reservation for one client request, settled once, on what was delivered."""
+    """The budget's reservation for one client request. `complete`: its bill is final."""
 
     client_id: str
     caller: Caller
+    complete: bool = False
+    manifest: bytes = b""  # of the node that serves it
 
 
 @dataclass(slots=True)
@@ -130,77 +114,37 @@ class Gateway:
     # -- the path of a request ------------------------------------------------------------------
 
     async def chat(self, request: HttpRequest, body: bytes, caller: Caller) -> None:
-        """`POST /v1/chat/completions`."""
+        """`POST /v1/chat/completions`. A caller that leaves ends the work at its node."""
         parsed = ChatRequest.parse(body)
         if parsed.resume:
             raise BadRequest("resume is for gateways.", param="inferpool.resume")
         candidates = self.choose(parsed.job)
         with self.hold(caller, candidates) as hold:
-            kind = StreamedAnswer if parsed.stream else WholeAnswer
-            created_s = self.clock.now_ms() // 1000
-            answer = kind(request, hold.client_id, parsed.model, created_s)
-            run = asyncio.create_task(self._chat(answer, parsed, candidates, hold))
+            answer = self._answer(request, parsed, hold)
+            run = ChatRun(self, answer, parsed, hold, self._seed(parsed.seed))
+            work = asyncio.create_task(run.run(candidates))
             left = asyncio.create_task(request.disconnected())
             try:
-                await asyncio.wait([run, left], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
             finally:
                 await stop_task(left)
-                run.cancel()
-                await asyncio.wait([run])
-            if not run.cancelled():
-                run.result()
+                work.cancel()
+                await asyncio.wait([work])
+            hold.complete = run.delivered.finish is not None and run.delivered.signed is not None
+            if not work.cancelled():
+                work.result()
 
-    async def _chat(
-        self,
-        answer: StreamedAnswer | WholeAnswer,
-        parsed: ChatRequest,
-        candidates: list[Candidate],
-        hold: Hold,
-    ) -> None:
-        last: InferpoolError = Unavailable("No node was tried.", code="no_node")
-        async for candidate in self._tries(parsed.job, candidates):
-            try:
-                await self._chat_attempt(answer, parsed, candidate, hold)
-            except RETRIED as error:
-                _LOG.warning("%s: attempt failed: %s", hold.client_id, error.message)
-                last = error
-                if answer.delivered:
-                    break
-                await self._look_again(candidate.node, error)
-            else:
-                return
-        if answer.delivered:
-            await answer.fail(last)
-            return
-        raise _as_ours(last)
-
-    async def _chat_attempt(
-        self,
-        answer: StreamedAnswer | WholeAnswer,
-        parsed: ChatRequest,
-        candidate: Candidate,
-        hold: Hold,
-    ) -> None:
-        seed = self._seed(parsed.seed)
-        sent = self._explicit(parsed, candidate.service, seed)
-        account = hold.caller.account.name
-        async with self.flights.open(candidate, sent.job, hold.client_id, account, seed) as flight:
-            body = sent.encode()
-            response = await self.flights.send(
-                flight, "/v1/chat/completions", [JSON_TYPE], body, STREAM_HEAD_TIMEOUT_S
+    def _answer(self, request: HttpRequest, parsed: ChatRequest, hold: Hold) -> Answer:
+        created_s = self.clock.now_ms() // 1000
+        if parsed.stream:
+            return StreamedAnswer(
+                request,
+                hold.client_id,
+                parsed.model,
+                created_s,
+                include_usage=parsed.include_usage,
             )
-            stream = NodeStream(response)
-            await answer.begin(flight.node.address, candidate.service.engine_class)
-            async for chunk in stream.chunks():
-                if flight.record.state is AttemptState.SENT:
-                    flight.record.move(AttemptState.STREAMING)
-                    flight.record.first_ms = self.clock.now_ms()
-                await answer.chunk(chunk)
-            assert stream.signed is not None, "a stream ends with its receipt"
-            await self._settle(flight, stream.signed, stream.answer_hash, stream.output_units, hold)
-            if stream.signed.receipt.outcome is not Outcome.COMPLETE or stream.finish is None:
-                raise Unavailable("The node's engine failed in the middle.", code="engine_failed")
-            await answer.end(stream.finish, stream.signed, include_usage=parsed.include_usage)
+        return WholeAnswer(request, hold.client_id, parsed.model, created_s)
 
     async def infer(self, request: HttpRequest, model: str, body: bytes, caller: Caller) -> None:
         """`POST /v2/models/M/infer`: the body passes as it came."""
@@ -210,26 +154,47 @@ class Gateway:
         extra = [(headers.INFERENCE_HEADER_LENGTH, length)] if length is not None else [JSON_TYPE]
         last: InferpoolError = Unavailable("No node was tried.", code="no_node")
         with self.hold(caller, candidates) as hold:
-            async for candidate in self._tries(parsed.job, candidates):
+            for candidate in candidates[:ATTEMPTS_MAX]:
                 try:
-                    answer = await self._infer_attempt(candidate, parsed.job, extra, body, hold)
+                    answer = await self._infer_again(candidate, parsed.job, extra, body, hold)
                 except RETRIED as error:
                     _LOG.warning("%s: attempt failed: %s", hold.client_id, error.message)
                     last = error
-                    await self._look_again(candidate.node, error)
                 else:
+                    hold.complete = True
                     await request.answer(200, *answer)
                     return
-            raise _as_ours(last)
+            if isinstance(last, PaymentRequired):
+                last = Unavailable(f"No node took our payment: {last.message}", code="no_node")
+            raise last
 
-    async def _infer_attempt(
+    async def _infer_again(
         self,
         candidate: Candidate,
         job: Job,
         extra: list[tuple[bytes, bytes]],
         body: bytes,
         hold: Hold,
-    ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    ) -> Tensors:
+        """One node, and once more under its new offer where the one we had has ended."""
+        try:
+            return await self._infer(candidate, job, extra, body, hold)
+        except OfferEnded:
+            await self.directory.look(candidate.node)
+            candidate.node.blocked_until_ms = 0
+            again = [c for c in self.choose(job) if c.node is candidate.node]
+            if not again:
+                raise
+            return await self._infer(again[0], job, extra, body, hold)
+
+    async def _infer(
+        self,
+        candidate: Candidate,
+        job: Job,
+        extra: list[tuple[bytes, bytes]],
+        body: bytes,
+        hold: Hold,
+    ) -> Tensors:
         account = hold.caller.account.name
         async with self.flights.open(candidate, job, hold.client_id, account, 0) as flight:
             path = f"/v2/models/{candidate.service.model}/infer"
@@ -239,17 +204,18 @@ class Gateway:
             if value is None:
                 raise Unavailable("The node sent no receipt.", code="receipt_invalid")
             signed = SignedReceipt.from_header(value)
-            await self._settle(flight, signed, sha256(answer), 0, hold)
+            self.flights.settle(flight, signed, sha256(answer), 0)
+            charge = signed.receipt.charge_pico_usd
+            await self.bill(flight, hold, charge)
             kept = [
                 (name, found)
                 for name, found in response.headers
                 if name in (b"content-type", headers.INFERENCE_HEADER_LENGTH)
             ]
-            charge = str(signed.receipt.charge_pico_usd).encode()
             ours = [
                 (b"x-request-id", hold.client_id.encode()),
                 (headers.NODE, to_hex(flight.node.address).encode()),
-                (headers.COST, charge),
+                (headers.COST, str(charge).encode()),
                 (headers.RECEIPT, value),
             ]
             return answer, [*kept, *ours]
@@ -257,7 +223,7 @@ class Gateway:
     # -- the steps -------------------------------------------------------------------------------
 
     def choose(self, job: Job) -> list[Candidate]:
-        """Candidates for a job, in the order to try."""
+        """Candidates for a job, in the order to try. Raises BadRequest, Unavailable."""
         return choose(
             job,
             self.directory.nodes.values(),
@@ -266,32 +232,13 @@ class Gateway:
             random=self._draw,
         )
 
-    async def _tries(self, job: Job, candidates: list[Candidate]) -> AsyncIterator[Candidate]:
-        """Each node once; and once more the one whose offer had ended, under its new offer."""
-        tried: set[tuple[bytes, bytes]] = set()
-        for _ in range(ATTEMPTS_MAX):
-            fresh = [c for c in candidates if (c.node.address, c.node.offer_hash) not in tried]
-            if not fresh:
-                return
-            tried.add((fresh[0].node.address, fresh[0].node.offer_hash))
-            yield fresh[0]
-            try:
-                candidates = self.choose(job)
-            except (Unavailable, BadRequest):
-                return
-
-    async def _look_again(self, node: KnownNode, error: InferpoolError) -> None:
-        """Fetch a node's offer anew where that is what failed."""
-        if isinstance(error, OfferEnded):
-            node.blocked_until_ms = 0
-            await self.directory.look(node)
-
     @contextmanager
     def hold(self, caller: Caller, candidates: list[Candidate]) -> Iterator[Hold]:
-        """Reserve the dearest candidate's maximum; settle on what was charged, whatever happens.
+        """Reserve the dearest candidate's maximum; settle on what was delivered.
 
-        Where an attempt is still unresolved when the request ends (the client left, the pipe was
-        cut), the hold stays until the reconciler has the receipt or knows that there is none.
+        Where an attempt is still unresolved when the request ends without a final bill (the client
+        left, the pipe was cut), the hold stays until the reconciler has the receipt or knows that
+        there is none.
         """
         client_id = "req_" + self.random(12).hex()
         most = max(candidate.maximum_pico_usd for candidate in candidates[:ATTEMPTS_MAX])
@@ -300,41 +247,17 @@ class Gateway:
         try:
             yield hold
         finally:
-            if not self.flights.pending(client_id):
+            if hold.complete or not self.flights.pending(client_id):
                 caller.account.release(client_id.encode())
 
-    async def _settle(
-        self,
-        flight: Flight,
-        signed: SignedReceipt,
-        response_hash: bytes,
-        output_units: int,
-        hold: Hold,
-    ) -> None:
-        """Check, book, and make durable; only then may the client hear of the end."""
-        self.flights.settle(flight, signed, response_hash, output_units)
-        charge = signed.receipt.charge_pico_usd
-        hold.caller.account.spend(hold.client_id.encode(), charge)
+    async def bill(self, flight: Flight, hold: Hold, billed_pico_usd: int) -> None:
+        """Bill the client for a settled attempt and make all of it durable in one unit."""
+        hold.caller.account.spend(hold.client_id.encode(), billed_pico_usd)
+        flight.record.billed_pico_usd = billed_pico_usd
         await self.flights.save(flight, hold.caller.key_hash)
 
     def _seed(self, seed: int | None) -> int:
         return int.from_bytes(self.random(_SEED_BYTES), "big") if seed is None else seed
-
-    def _explicit(self, parsed: ChatRequest, service: Service, seed: int) -> ChatRequest:
-        """The request with every number in it, always asked for as a stream."""
-        numbers = {**NEUTRAL, **self.sampling(service.manifest), **parsed.sampling}
-        return replace(
-            parsed,
-            model=service.model,
-            max_output=parsed.max_output or service.default_max_output,
-            sampling={
-                name: int(numbers[name]) if name in INTEGER_SAMPLERS else numbers[name]
-                for name in SAMPLERS
-            },
-            seed=seed,
-            stream=True,
-            include_usage=True,
-        )
 
     def models(self) -> list[tuple[Service, list[KnownNode]]]:
         """Every model that a living node serves, with those nodes."""
@@ -345,10 +268,3 @@ class Gateway:
                 for service in node.offer.services:
                     found.setdefault(service.model, (service, []))[1].append(node)
         return list(found.values())
-
-
-def _as_ours(error: InferpoolError) -> InferpoolError:
-    """A node's refusal of *our* payment is no 402 for the client: it owes nothing."""
-    if isinstance(error, PaymentRequired) and error.code != "budget_exceeded":
-        return Unavailable(f"No node took this gateway's payment: {error.message}", code="no_node")
-    return error

@@ -142,6 +142,7 @@ class Reconciler:
         if request_id in self.flights.active:
             return  # its answer is on the way; it is booked there, against what arrives
         try:
+            late = self.flights.unresolved.get(request_id)
             record = self._check(node, channel, signed)
             if record is None:
                 return
@@ -154,7 +155,11 @@ class Reconciler:
         record.ended_ms = record.ended_ms or self.clock.now_ms()
         key_hash, account = self._account(record.account)
         if account is not None:
-            account.spend(record.client_request_id.encode(), receipt.charge_pico_usd)
+            # Where the client's bill is final, another node finished the answer: our own cost.
+            client = record.client_request_id.encode()
+            if late is None or client in account.held:
+                record.billed_pico_usd = receipt.charge_pico_usd
+                account.spend(client, record.billed_pico_usd)
             self._release(record)
         self.ledger.save_attempt(record, channel, key_hash)
 

@@ -96,6 +96,7 @@ def attempt_object(record: AttemptRecord) -> dict[str, object]:
         "task": record.task,
         "state": record.state.value,
         "charge_pico_usd": record.charge_pico_usd,
+        "billed_pico_usd": record.billed_pico_usd,
         "maximum_pico_usd": record.maximum_pico_usd,
         "prompt_units": record.prompt_units,
         "output_units": record.output_units,

@@ -38,7 +38,8 @@ class AttemptRecord:
     maximum_units: int
     started_ms: int
     state: AttemptState = AttemptState.AUTHORISED
-    charge_pico_usd: int = 0
+    charge_pico_usd: int = 0  # what the node charged
+    billed_pico_usd: int = 0  # what the client is billed for it; the difference is the gateway's
     prompt_units: int = 0
     output_units: int = 0
     seq: int = 0  # of the receipt, 0 while there is none
@@ -77,7 +78,7 @@ class AttemptRecord:
 
 
 # Columns that hold text where the record holds another type.
-_AMOUNTS = ("maximum_pico_usd", "maximum_units", "charge_pico_usd")
+_AMOUNTS = ("maximum_pico_usd", "maximum_units", "charge_pico_usd", "billed_pico_usd")
 _NAMES = tuple(item.name for item in fields(AttemptRecord))
 
 

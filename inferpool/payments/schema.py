@@ -76,6 +76,7 @@ ATTEMPTS: Final = Table(
     Column("maximum_pico_usd", _AMOUNT, nullable=False),
     Column("maximum_units", _AMOUNT, nullable=False),
     Column("charge_pico_usd", _AMOUNT, nullable=False),
+    Column("billed_pico_usd", _AMOUNT, nullable=False),
     Column("prompt_units", BigInteger, nullable=False),
     Column("output_units", BigInteger, nullable=False),
     Column("seq", BigInteger, nullable=False),  # of the receipt, 0 while there is none

@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 import orjson
 
@@ -65,6 +64,7 @@ class Client:
             "model": "fake-chat",
             "messages": [{"role": "user", "content": text}],
             "max_tokens": self.random.randint(1, 40),
+            "seed": self.random.getrandbits(32),
             "stream": True,
         }
 
@@ -94,14 +94,16 @@ class Client:
         if not done:
             return "cut"
         if proof is None:
-            raise BrokenAnswer("a clean end without a receipt")
-        self._check_text(got, text, body, proof)
+            raise BrokenAnswer("a clean end without a proof")
+        if proof["receipt"] is None and proof["cost_pico_usd"]:
+            raise BrokenAnswer("a charge without a receipt")
+        self._check_text(got, text, body)
         self.charged_pico_usd += proof["cost_pico_usd"]
-        return "chat"
+        return "chat" if proof["legs"] == 1 else "continued"
 
     @staticmethod
-    def _check_text(got: str, text: str, body: dict[str, object], proof: dict[str, Any]) -> None:
-        seed = proof["receipt"]["seed"]
+    def _check_text(got: str, text: str, body: dict[str, object]) -> None:
+        seed = int(str(body["seed"]))
         call = TextCall(({"role": "user", "content": text},), None, 1, Sampling(seed))
         prompt = prompt_text(call)
         wanted = "".join(

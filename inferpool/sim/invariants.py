@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import select
 
 from inferpool.chain.memory import MemoryChain
+from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.schema import ATTEMPTS, PAYEE_CHANNELS, PAYEE_RECEIPTS, PAYER_CHANNELS
 from inferpool.protocol.lifecycle import AttemptState
 from inferpool.sim.parts import SimGateway, SimNode
@@ -76,7 +77,7 @@ def check_gateway(gateway: SimGateway) -> None:
             )
 
 
-def check_exposure(gateway: SimGateway, node: SimNode, peaks: dict[bytes, int]) -> None:
+def check_exposure(gateway: SimGateway, nodes: Iterable[SimNode], peaks: dict[bytes, int]) -> None:
     """A stranger can take no more than what was in flight at once.
 
     Measured against the node's own receipts, since a payer that crashed may not have booked them
@@ -85,7 +86,7 @@ def check_exposure(gateway: SimGateway, node: SimNode, peaks: dict[bytes, int]) 
     for _, channel in gateway.gateway.ledger.channels.values():
         peak = max(peaks.get(channel.channel_id, 0), channel.peak)
         peaks[channel.channel_id] = peak
-        theirs = node.node.ledger.channels.get(channel.channel_id)
+        theirs = _theirs(channel.channel_id, nodes)
         charged = max(channel.charged, theirs.earned if theirs else 0)
         require(
             channel.signed_max - charged <= peak,
@@ -96,9 +97,20 @@ def check_exposure(gateway: SimGateway, node: SimNode, peaks: dict[bytes, int]) 
         )
 
 
-def check_both_disks(gateway: SimGateway, node: SimNode) -> None:
+def _theirs(channel_id: bytes, nodes: Iterable[SimNode]) -> PayeeChannel | None:
+    """The payee's side of a channel, wherever it is."""
+    for node in nodes:
+        found = node.node.ledger.channels.get(channel_id)
+        if found is not None:
+            return found
+    return None
+
+
+def check_both_disks(gateway: SimGateway, nodes: Iterable[SimNode]) -> None:
     """No charge without a receipt: all that a payer booked is on the node's disk, equal."""
-    receipts = {row.request_id: row for row in node.journal.read(select(PAYEE_RECEIPTS))}
+    receipts = {
+        row.request_id: row for node in nodes for row in node.journal.read(select(PAYEE_RECEIPTS))
+    }
     read = gateway.journal.read
     for row in read(select(PAYER_CHANNELS)):
         booked = read(
@@ -129,12 +141,11 @@ def check_chain(chain: MemoryChain, minted: int) -> None:
     require(held == minted, "tokens are conserved", held=held, minted=minted)
 
 
-def check_agreed(gateways: Iterable[SimGateway], node: SimNode) -> None:
+def check_agreed(gateways: Iterable[SimGateway], nodes: Iterable[SimNode]) -> None:
     """At rest, after the late receipts were fetched: nothing in flight, both totals equal."""
     for gateway in gateways:
-        for node_key, channel in gateway.gateway.ledger.channels.values():
-            require(node_key == node.node.key.address, "one node in this world")
-            theirs = node.node.ledger.channels.get(channel.channel_id)
+        for _, channel in gateway.gateway.ledger.channels.values():
+            theirs = _theirs(channel.channel_id, nodes)
             require(theirs is not None or channel.total_pico_usd == 0, "the node knows the channel")
             if theirs is not None:
                 facts: dict[str, Any] = {
@@ -150,14 +161,14 @@ def check_agreed(gateways: Iterable[SimGateway], node: SimNode) -> None:
         for account in gateway.gateway.ledger.accounts.values():
             require(account.held_pico_usd == 0, "no budget is held at rest")
             spent = sum(
-                int(row.charge_pico_usd)
+                int(row.billed_pico_usd)
                 for row in gateway.journal.read(
                     select(ATTEMPTS).where(ATTEMPTS.c.account == account.name)
                 )
             )
             require(
                 account.spent_pico_usd == spent,
-                "an account spent what its attempts cost",
+                "an account spent what it was billed",
                 spent=account.spent_pico_usd,
                 attempts=spent,
             )

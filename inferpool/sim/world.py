@@ -1,4 +1,4 @@
-"""A small world: a node and two gateways, clients, faults, and the rules checked as it goes."""
+"""A small world: nodes, gateways, clients, faults, and the rules checked as it goes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from inferpool.transport.base import Transport
 from inferpool.transport.faulty import FaultyTransport, RandomFaults
 
 EPOCH_MS: Final = 1_800_000_000_000
-NODE_URL: Final = "http://node.sim"
 FUNDS: Final = 10**9  # base units that each gateway's payer starts with
 REST_S: Final = 400.0  # long enough for the last late receipt to be fetched
 
@@ -31,6 +30,8 @@ class Options:
 
     seed: int = 1
     seconds: float = 60.0
+    nodes: int = 2
+    gateways: int = 2
     clients: int = 4  # for each gateway
     faults: float = 1.0
     limit_pico_usd: int | None = None
@@ -59,8 +60,7 @@ class World:
         self._chain = MemoryChain(lambda: clock.now_ms() // 1000)
         self._report = Report()
         self._peaks: dict[bytes, int] = {}
-        skewed = SkewedClock(clock, self._random.randint(-20_000, 20_000))
-        self._node = SimNode("node", options.seed, NODE_URL, skewed, self._chain, self._child())
+        self._nodes = {f"http://node-{i}.sim": self._node(i, clock) for i in range(options.nodes)}
         self._gateways = [
             SimGateway(
                 f"gateway-{i}",
@@ -71,8 +71,13 @@ class World:
                 self._pipe,
                 options.limit_pico_usd,
             )
-            for i in range(2)
+            for i in range(options.gateways)
         ]
+
+    def _node(self, i: int, clock: Clock) -> SimNode:
+        skewed = SkewedClock(clock, self._random.randint(-20_000, 20_000))
+        url = f"http://node-{i}.sim"
+        return SimNode(f"node-{i}", self._options.seed, url, skewed, self._chain, self._child())
 
     def _child(self) -> Random:
         return Random(self._random.getrandbits(64))
@@ -90,7 +95,7 @@ class World:
             max_delay_s=0.5,
             duplicate=0.03 * bad,
         )
-        return FaultyTransport(self._node.transport(), faults)
+        return FaultyTransport(self._nodes[url].transport(), faults)
 
     async def run(self) -> Report:
         """Run the world to its end. Raises invariants.Violated, clients.BrokenAnswer."""
@@ -117,10 +122,11 @@ class World:
         return self._report
 
     async def _start(self) -> None:
-        await self._node.start()
         seed = self._options.seed
-        owner = self._chain.with_sender(key_of(seed, "node/owner"))
-        await owner.register(key_of(seed, "node/node"), NODE_URL)
+        for node in self._nodes.values():
+            await node.start()
+            owner = self._chain.with_sender(key_of(seed, f"{node.name}/owner"))
+            await owner.register(key_of(seed, f"{node.name}/node"), node.url)
         for gateway in self._gateways:
             self._chain.fund(key_of(seed, f"{gateway.name}/payer").address, FUNDS)
             await gateway.start()
@@ -136,46 +142,46 @@ class World:
                 await self._claim()
             if random.random() >= self._options.faults:
                 continue
-            victim = random.choice(["node", "gateway-0", "gateway-1"])
-            self._report.crashes[victim] += 1
-            if victim == "node":
-                await self._node.crash()
-                await asyncio.sleep(random.uniform(0.1, 3.0))
-                await self._node.start()
-            else:
-                gateway = self._gateways[int(victim[-1])]
-                invariants.check_exposure(gateway, self._node, self._peaks)
-                await gateway.crash()
-                await asyncio.sleep(random.uniform(0.1, 3.0))
-                await gateway.start()
+            victims: list[SimNode | SimGateway] = [*self._nodes.values(), *self._gateways]
+            victim = random.choice(victims)
+            self._report.crashes[victim.name] += 1
+            for gateway in self._gateways:
+                invariants.check_exposure(gateway, self._nodes.values(), self._peaks)
+            await victim.crash()
+            await asyncio.sleep(random.uniform(0.1, 3.0))
+            await victim.start()
 
     async def _claim(self) -> None:
-        try:
-            report = await self._node.claimer.claim()
+        for node in self._nodes.values():
+            try:
+                report = await node.claimer.claim()
+            except InferpoolError as error:
+                raise invariants.Violated(f"an honest claim failed: {error.message}") from error
             self._report.claimed_base_units += report.claimed
-        except InferpoolError as error:
-            raise invariants.Violated(f"an honest claim failed: {error.message}") from error
 
     def _check(self) -> None:
         self._report.checks += 1
-        invariants.check_node(self._node)
-        invariants.check_node_disk(self._node)
+        nodes = self._nodes.values()
+        for node in nodes:
+            invariants.check_node(node)
+            invariants.check_node_disk(node)
         for gateway in self._gateways:
             invariants.check_gateway(gateway)
-            invariants.check_exposure(gateway, self._node, self._peaks)
-            invariants.check_both_disks(gateway, self._node)
+            invariants.check_exposure(gateway, nodes, self._peaks)
+            invariants.check_both_disks(gateway, nodes)
         invariants.check_chain(self._chain, FUNDS * len(self._gateways))
 
     async def _rest(self, clients: list[Client]) -> None:
         for gateway in self._gateways:
-            node = next(iter(gateway.gateway.directory.nodes.values()))
-            channel = gateway.gateway.treasury.known(node.address)
-            if channel is not None:
-                await self._ask(gateway)
+            await self._ask(gateway)
         self._check()
-        invariants.check_agreed(self._gateways, self._node)
+        invariants.check_agreed(self._gateways, self._nodes.values())
         await self._claim()
-        channels = self._node.node.ledger.channels.values()
+        channels = [
+            channel
+            for node in self._nodes.values()
+            for channel in node.node.ledger.channels.values()
+        ]
         invariants.require(
             all(channel.claimed == channel.earned for channel in channels), "all is claimed"
         )
@@ -189,7 +195,7 @@ class World:
         for node in gateway.gateway.directory.nodes.values():
             channel = gateway.gateway.treasury.known(node.address)
             if channel is not None:
-                node.transport = self._node.transport()
+                node.transport = self._nodes[node.offer.endpoints[0].url].transport()
                 await gateway.gateway.reconciler.ask(node, channel)
 
     def _digest(self) -> str:
@@ -198,7 +204,8 @@ class World:
             sorted(self._report.crashes.items()),
             [
                 (channel.channel_id.hex(), channel.seq, channel.total_pico_usd, channel.best)
-                for channel in self._node.node.ledger.channels.values()
+                for node in self._nodes.values()
+                for channel in node.node.ledger.channels.values()
             ],
         ]
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -1,0 +1,182 @@
+"""What the client gets: one answer at one price, whichever nodes worked on it.
+
+The last chunk leaves only after the receipt was checked and booked. Ids, model and fingerprint are
+the gateway's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import orjson
+
+from inferpool.protocol import answers, headers
+from inferpool.protocol.encoding import to_hex
+from inferpool.protocol.errors import InferpoolError
+from inferpool.protocol.receipt import SignedReceipt
+from inferpool.protocol.usage import Usage
+from inferpool.transport.asgi import EVENT_STREAM, JSON, HttpRequest
+
+
+@dataclass(slots=True)
+class Delivered:
+    """What the client has of its answer so far, and what it is billed, in pico-USD.
+
+    `ids` stand for exactly the text that was delivered: ids whose text is still held back (half a
+    character) wait in `pending`, and are forgotten when their node dies.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)
+    text: bool = False
+    finish: str | None = None
+    billed_pico_usd: int = 0
+    prompt_units: int = 0
+    legs: int = 0
+    node: bytes = b""
+    signed: SignedReceipt | None = None
+
+    @property
+    def usage(self) -> Usage:
+        """The whole answer's usage, as if one node had given it."""
+        return Usage(self.prompt_units, len(self.ids))
+
+    def proof(self) -> dict[str, object]:
+        """The object `inferpool` of an answer: who served, what it cost, and the proof.
+
+        The last leg's receipt; without one (its node died at the very end) nothing was charged.
+        """
+        signed = self.signed.to_wire() if self.signed else {"receipt": None, "signature": None}
+        return {
+            "node": to_hex(self.node),
+            "cost_pico_usd": self.billed_pico_usd,
+            "prompt_units": self.prompt_units,
+            "output_units": len(self.ids),
+            "legs": self.legs,
+            **signed,
+        }
+
+
+class Answer(Protocol):
+    """The two forms of an answer."""
+
+    started: bool  # whether the client has received anything
+
+    async def begin(self, node: bytes, engine_class: str) -> None:
+        """A node starts, or goes on."""
+        ...
+
+    async def text(self, text: str) -> None:
+        """More text."""
+        ...
+
+    async def end(self, delivered: Delivered) -> None:
+        """The whole answer is there and paid for."""
+        ...
+
+    async def fail(self, error: InferpoolError) -> None:
+        """No node can finish it."""
+        ...
+
+
+class StreamedAnswer:
+    """Server-sent events."""
+
+    def __init__(
+        self,
+        request: HttpRequest,
+        client_id: str,
+        model: str,
+        created_s: int,
+        *,
+        include_usage: bool,
+    ) -> None:
+        self._request, self._client_id = request, client_id
+        self._include_usage = include_usage
+        self._head: dict[str, object] = {
+            "id": f"chatcmpl-{client_id}",
+            "object": "chat.completion.chunk",
+            "created": created_s,
+            "model": model,
+        }
+        self.started = False
+
+    async def begin(self, node: bytes, engine_class: str) -> None:
+        """Send the head once; a second node goes on under the first one's."""
+        if self.started:
+            return
+        self._head["system_fingerprint"] = answers.fingerprint(engine_class)
+        await self._request.start(
+            [
+                *EVENT_STREAM,
+                (b"x-request-id", self._client_id.encode()),
+                (headers.NODE, to_hex(node).encode()),
+            ]
+        )
+        self.started = True
+        await self._send(answers.chunk(self._head, {"role": "assistant", "content": ""}, None))
+
+    async def _send(self, value: dict[str, object]) -> None:
+        await self._request.send(answers.event(value))
+
+    async def text(self, text: str) -> None:
+        """A chunk."""
+        await self._send(answers.chunk(self._head, {"content": text}, None))
+
+    async def end(self, delivered: Delivered) -> None:
+        """Finish reason with the proof, usage if asked for, [DONE]."""
+        last = answers.chunk(self._head, {}, delivered.finish)
+        await self._send({**last, "inferpool": delivered.proof()})
+        if self._include_usage:
+            usage = answers.usage_object(delivered.usage)
+            await self._send({**self._head, "choices": [], "usage": usage})
+        await self._request.send(answers.DONE)
+        await self._request.end()
+
+    async def fail(self, error: InferpoolError) -> None:
+        """An honest error event, without [DONE]."""
+        await self._send(error.openai())
+        await self._request.end()
+
+
+class WholeAnswer:
+    """One JSON body."""
+
+    def __init__(self, request: HttpRequest, client_id: str, model: str, created_s: int) -> None:
+        self._request, self._client_id = request, client_id
+        self._head: dict[str, object] = {
+            "id": f"chatcmpl-{client_id}",
+            "created": created_s,
+            "model": model,
+        }
+        self._texts: list[str] = []
+        self.started = False
+
+    async def begin(self, node: bytes, engine_class: str) -> None:
+        """The first node's class gives the fingerprint."""
+        self._head.setdefault("system_fingerprint", answers.fingerprint(engine_class))
+
+    async def text(self, text: str) -> None:
+        """Keep it."""
+        self._texts.append(text)
+
+    async def end(self, delivered: Delivered) -> None:
+        """Answer."""
+        assert delivered.finish is not None, "a whole answer has a finish reason"
+        text = "".join(self._texts)
+        body = answers.whole(self._head, text, delivered.finish, delivered.usage)
+        body["inferpool"] = delivered.proof()
+        extra = [
+            JSON,
+            (b"x-request-id", self._client_id.encode()),
+            (headers.NODE, to_hex(delivered.node).encode()),
+            (headers.COST, str(delivered.billed_pico_usd).encode()),
+        ]
+        if delivered.signed is not None:
+            extra.append((headers.RECEIPT, delivered.signed.header()))
+        await self._request.answer(200, orjson.dumps(body), extra)
+
+    async def fail(self, error: InferpoolError) -> None:
+        """Nothing was delivered: the error is the answer."""
+        raise error

@@ -1,0 +1,212 @@
+"""One chat request through the gateway: as many legs as it takes, one answer for the client.
+
+A leg that fails before anything was delivered is tried elsewhere. After that another node goes on
+from the token ids that were delivered: none is lost, repeated or altered. What continuing costs is
+the gateway's; the client pays for one answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from inferpool.gateway.answers import Answer, Delivered
+from inferpool.gateway.flights import RETRIED, Flight, OfferEnded
+from inferpool.gateway.node_stream import NodeStream, Piece
+from inferpool.gateway.router import Candidate
+from inferpool.protocol.chat import INTEGER_SAMPLERS, SAMPLERS, ChatRequest
+from inferpool.protocol.errors import BadRequest, InferpoolError, PaymentRequired, Unavailable
+from inferpool.protocol.lifecycle import AttemptState
+from inferpool.protocol.limits import ATTEMPTS_MAX, STREAM_HEAD_TIMEOUT_S
+from inferpool.protocol.offer import Service
+from inferpool.protocol.price import exact_pico_usd
+from inferpool.protocol.receipt import Outcome, SignedReceipt
+from inferpool.protocol.usage import Usage
+from inferpool.transport.base import TransportError
+
+if TYPE_CHECKING:
+    from inferpool.gateway.gateway import Gateway, Hold
+
+_LOG = logging.getLogger("inferpool.gateway")
+PATH: Final = "/v1/chat/completions"
+JSON_TYPE: Final = (b"content-type", b"application/json")
+
+# Neutral sampler numbers, for models whose manifest this gateway does not have.
+NEUTRAL: Final[dict[str, float]] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repeat_penalty": 1.0,
+}
+assert NEUTRAL.keys() == SAMPLERS.keys(), "every sampler has a neutral value"
+
+
+@dataclass(slots=True)
+class ChatRun:
+    """The legs of one answer."""
+
+    gateway: Gateway
+    answer: Answer
+    parsed: ChatRequest
+    hold: Hold
+    seed: int
+    delivered: Delivered = field(default_factory=Delivered)
+
+    async def run(self, candidates: list[Candidate]) -> None:
+        """Serve the request. Raises InferpoolError where nothing was delivered."""
+        last: InferpoolError = Unavailable("No node was tried.", code="no_node")
+        tried: set[tuple[bytes, bytes]] = set()
+        for _ in range(ATTEMPTS_MAX):
+            candidate = self._next(candidates, tried, last)
+            if candidate is None:
+                break
+            tried.add((candidate.node.address, candidate.node.offer_hash))
+            try:
+                await self._leg(candidate)
+            except RETRIED as error:
+                _LOG.warning("%s: leg failed: %s", self.hold.client_id, error.message)
+                last = error
+                await self._look_again(candidate, error)
+                candidates = self._choose_again()
+            if self.delivered.finish is not None:
+                await self.answer.end(self.delivered)
+                return
+        if not self.answer.started:
+            raise _as_ours(last)
+        await self.answer.fail(last)
+
+    def _choose_again(self) -> list[Candidate]:
+        try:
+            return self.gateway.choose(self.parsed.job)
+        except (Unavailable, BadRequest):
+            return []
+
+    def _next(
+        self,
+        candidates: list[Candidate],
+        tried: set[tuple[bytes, bytes]],
+        last: InferpoolError,
+    ) -> Candidate | None:
+        """The next node: one that was not tried; the same again only where its pipe broke.
+
+        Once text was delivered, only nodes that can go on after it: same manifest, able to resume.
+        A stop text may be half held back inside the dead node, so that nobody can go on.
+        """
+        if self.delivered.text:
+            if self.parsed.stop:
+                return None
+            manifest = self.hold.manifest
+            candidates = [
+                c for c in candidates if c.service.resume and c.service.manifest == manifest
+            ]
+        fresh = [c for c in candidates if (c.node.address, c.node.offer_hash) not in tried]
+        if fresh:
+            return fresh[0]
+        if candidates and tried and isinstance(last, TransportError):
+            return candidates[0]
+        return None
+
+    async def _look_again(self, candidate: Candidate, error: InferpoolError) -> None:
+        """Fetch a node's offer anew where that is what failed."""
+        if isinstance(error, OfferEnded):
+            candidate.node.blocked_until_ms = 0
+            await self.gateway.directory.look(candidate.node)
+
+    async def _leg(self, candidate: Candidate) -> None:
+        """One attempt at one node; sets `delivered.finish` where the answer is whole."""
+        sent = self._explicit(candidate.service)
+        flights, delivered = self.gateway.flights, self.delivered
+        account = self.hold.caller.account.name
+        self.hold.manifest = candidate.service.manifest
+        delivered.legs += 1
+        delivered.node, delivered.pending = candidate.node.address, []
+        async with flights.open(
+            candidate, sent.job, self.hold.client_id, account, self.seed
+        ) as flight:
+            body = sent.encode()
+            response = await flights.send(flight, PATH, [JSON_TYPE], body, STREAM_HEAD_TIMEOUT_S)
+            assert sent.max_output is not None, "it is explicit"
+            stream = NodeStream(response, sent.max_output)
+            await self.answer.begin(candidate.node.address, candidate.service.engine_class)
+            try:
+                async with aclosing(stream.pieces()) as pieces:
+                    async for piece in pieces:
+                        self._started(flight)
+                        await self._deliver(piece)
+            except TransportError:
+                self._whole_without_receipt(stream)
+                raise
+            assert stream.signed is not None, "a stream ends with its receipt"
+            await self._settle(flight, stream, stream.signed, sent)
+
+    def _started(self, flight: Flight) -> None:
+        if flight.record.state is AttemptState.SENT:
+            flight.record.move(AttemptState.STREAMING)
+            flight.record.first_ms = self.gateway.clock.now_ms()
+
+    async def _deliver(self, piece: Piece) -> None:
+        """Pass text on; ids count as delivered with the text that they stand behind."""
+        delivered = self.delivered
+        delivered.pending += piece.ids
+        if piece.text:
+            delivered.text = True
+            delivered.ids += delivered.pending
+            delivered.pending = []
+            await self.answer.text(piece.text)
+
+    def _whole_without_receipt(self, stream: NodeStream) -> None:
+        """A node that died between its last token and its receipt: the answer is whole."""
+        if stream.finish is not None and self.delivered.text:
+            self.delivered.finish = stream.finish
+
+    async def _settle(
+        self, flight: Flight, stream: NodeStream, signed: SignedReceipt, sent: ChatRequest
+    ) -> None:
+        """Check, book, bill, and make durable; only then may the client hear of the end."""
+        delivered, receipt = self.delivered, signed.receipt
+        self.gateway.flights.settle(flight, signed, stream.answer_hash, stream.output_units)
+        delivered.prompt_units = max(0, receipt.prompt_units - len(sent.resume))
+        complete = receipt.outcome is Outcome.COMPLETE and stream.finish is not None
+        if complete:
+            delivered.ids += delivered.pending  # ids without a text of their own, such as the end
+        whole = exact_pico_usd(
+            Usage(delivered.prompt_units, len(delivered.ids)), flight.attempt.service
+        )
+        billed = max(0, whole - delivered.billed_pico_usd)
+        delivered.billed_pico_usd += billed
+        delivered.signed = signed
+        await self.gateway.bill(flight, self.hold, billed)
+        if not complete:
+            raise Unavailable("The node's engine failed in mid-answer.", code="engine_failed")
+        delivered.finish = stream.finish
+
+    def _explicit(self, service: Service) -> ChatRequest:
+        """The request with every number in it, as a stream, from where the client is."""
+        parsed, done = self.parsed, len(self.delivered.ids)
+        numbers = {**NEUTRAL, **self.gateway.sampling(service.manifest), **parsed.sampling}
+        most = parsed.max_output or service.default_max_output
+        return replace(
+            parsed,
+            model=service.model,
+            max_output=max(1, most - done),
+            sampling={
+                name: int(numbers[name]) if name in INTEGER_SAMPLERS else numbers[name]
+                for name in SAMPLERS
+            },
+            seed=self.seed,
+            stream=True,
+            include_usage=True,
+            resume=tuple(self.delivered.ids),
+        )
+
+
+def _as_ours(error: InferpoolError) -> InferpoolError:
+    """A node's refusal of *our* payment is no 402 for the client: it owes nothing."""
+    if isinstance(error, PaymentRequired) and error.code != "budget_exceeded":
+        return Unavailable(f"No node took this gateway's payment: {error.message}", code="no_node")
+    return error

@@ -1,0 +1,127 @@
+"""A node's answer as it arrives: watched, counted, hashed, until its receipt.
+
+Silence is nothing at all for three seconds, or heartbeats whose state of `tokens` does not move
+for as long; in `queued` and `prefill` the engine may take its time (design D12).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from inferpool.protocol.errors import Refused
+from inferpool.protocol.limits import ANSWER_MAX, FIRST_BYTE_TIMEOUT_S, SILENCE_MS
+from inferpool.protocol.receipt import SignedReceipt
+from inferpool.transport.base import AnswerInvalid, AnswerTimeout, ConnectionCut, Response
+from inferpool.transport.sse import Comment, events
+
+_SILENCE_S: Final = SILENCE_MS / 1000
+_DONE: Final = b"[DONE]"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one chunk adds: text, and the token ids behind it."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+class NodeStream:
+    """One answer of at most `max_output` tokens."""
+
+    def __init__(self, response: Response, max_output: int) -> None:
+        self._response, self._max_output = response, max_output
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+        self.output_units = 0
+        self.signed: SignedReceipt | None = None
+        self.finish: str | None = None
+
+    @property
+    def answer_hash(self) -> bytes:
+        """SHA-256 of the data of every event before the receipt, each with a line feed."""
+        return self._hash.digest()
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Pieces of the answer, until the receipt came.
+
+        Raises ConnectionCut where the stream ends without one, AnswerTimeout on silence,
+        AnswerInvalid for what is not a chunk or too much.
+        """
+        loop = asyncio.get_running_loop()
+        state, state_s = b"", loop.time()
+        async with aclosing(events(self._response)) as stream:
+            while self.signed is None:
+                try:
+                    async with asyncio.timeout(_SILENCE_S):
+                        item = await anext(stream)
+                except TimeoutError:
+                    raise AnswerTimeout("The node fell silent in mid-answer.") from None
+                except StopAsyncIteration:
+                    raise ConnectionCut("The node's stream ended without a receipt.") from None
+                if isinstance(item, Comment):
+                    if item.text != state:
+                        state, state_s = item.text, loop.time()
+                    still_s = loop.time() - state_s
+                    engine_hangs = still_s >= _SILENCE_S and state.startswith(b"tokens")
+                    if engine_hangs or still_s >= FIRST_BYTE_TIMEOUT_S:
+                        raise AnswerTimeout("The node's engine stands still while it beats.")
+                    continue
+                state, state_s = b"", loop.time()
+                piece = self._read(item.data)
+                if piece is not None:
+                    yield piece
+
+    def _read(self, data: bytes) -> Piece | None:
+        if data == _DONE:
+            raise ConnectionCut("The node's stream ended without a receipt.")
+        try:
+            value = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            raise AnswerInvalid("The node sent an event that is not JSON.") from None
+        if not isinstance(value, dict):
+            raise AnswerInvalid("The node sent an event that is not a chunk.")
+        ours = value.get("inferpool")
+        if isinstance(ours, dict) and "receipt" in ours:
+            try:
+                self.signed = SignedReceipt.from_wire(ours)
+            except Refused as error:
+                raise AnswerInvalid(f"The node's receipt is unreadable: {error.message}") from None
+            return None
+        self._hash.update(data + b"\n")
+        self._bytes += len(data)
+        text, finish = _choice(value)
+        self.finish = finish or self.finish
+        ids = _ids(ours)
+        self.output_units += len(ids)
+        if self.output_units > self._max_output or self._bytes > ANSWER_MAX:
+            raise AnswerInvalid("The node sent more than was asked for.")
+        return Piece(text, ids)
+
+
+def _choice(value: dict[str, object]) -> tuple[str, str | None]:
+    """Text and finish reason of a chunk's one choice."""
+    choices = value.get("choices")
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        raise AnswerInvalid("The node sent a chunk without its one choice.")
+    delta, finish = choices[0].get("delta"), choices[0].get("finish_reason")
+    text = delta.get("content") if isinstance(delta, dict) else None
+    if finish not in (None, "stop", "length"):
+        raise AnswerInvalid("The node sent an unknown finish reason.")
+    return text if isinstance(text, str) else "", finish
+
+
+def _ids(ours: object) -> tuple[int, ...]:
+    ids = ours.get("ids") if isinstance(ours, dict) else None
+    if ids is None:
+        return ()
+    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**32 for i in ids):
+        raise AnswerInvalid("The node sent token ids that are none.")
+    return tuple(ids)
