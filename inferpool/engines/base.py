@@ -79,6 +79,7 @@ class Progress:
 
     phase: Phase = Phase.QUEUED
     count: int = 0
+    prompt_units: int | None = None  # as soon as the engine told it: a call that is cut is metered
 
 
 @dataclass(frozen=True, slots=True)

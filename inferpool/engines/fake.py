@@ -103,7 +103,7 @@ class FakeTextEngine:
             units = -(-len(prompt.encode()) // 4) + len(call.resume)
             progress.phase, progress.count = Phase.PREFILL, 0
             await asyncio.sleep(self.prefill_delay_s)
-            progress.count = units
+            progress.count = progress.prompt_units = units
             answer = StopText(call.stop)
             position = len(call.resume)
             for produced in range(1, call.max_output + 1):

@@ -49,6 +49,8 @@ async def generate(
         async for chunk in g:
             if not work.ids:
                 first_ms = 1000 * (loop.time() - begun)
+            if progress.prompt_units is not None:
+                work.prompt_units = progress.prompt_units
             work.ids.extend(chunk.ids)
             work.logprobs.extend(chunk.logprobs)
             if chunk.prompt_units is not None:

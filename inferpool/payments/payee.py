@@ -37,6 +37,8 @@ class PayeeChannel:
     closing: bool = False  # the payer started a withdrawal
     held: dict[bytes, int] = field(default_factory=dict)  # request id -> maximum
     held_total: int = 0
+    prepaid: dict[bytes, int] = field(default_factory=dict)  # maxima reported before their work
+    prepaid_total: int = 0
 
     @property
     def earned(self) -> int:
@@ -93,7 +95,9 @@ class PayeeChannel:
     def release(self, request_id: bytes) -> None:
         """Drop the hold of a request that ends without a receipt."""
         self.held_total -= self.held.pop(request_id)
+        self.prepaid_total -= self.prepaid.pop(request_id, 0)
         assert self.held_total >= 0, "holds are never negative"
+        assert self.prepaid_total >= 0, "what was paid ahead is never negative"
 
     def charge(self, request_id: bytes, charge_pico_usd: int) -> int:
         """Turn a hold into a charge; returns the base units to report for this request.
@@ -106,9 +110,10 @@ class PayeeChannel:
         assert charge_pico_usd >= 0, "a charge is never negative"
         self.total_pico_usd += charge_pico_usd
         self.seq += 1
-        # A streamed answer to a foreign payer reported its maximum up front: the difference is a
-        # credit, which this max() uses up before it reports more.
-        report = max(0, self.earned - self.reported)
+        # A streamed answer to a foreign payer reported its maximum up front: what it did not use
+        # is a credit, which is used up here before more is reported. What other streams have
+        # reported and not yet used is no credit: it is theirs.
+        report = max(0, self.earned + self.prepaid_total - self.reported)
         self.reported += report
         assert self.reported <= self.best, "a charge above the best voucher is unpayable"
         return report
@@ -120,12 +125,15 @@ class PayeeChannel:
         requests. Returns the base units reported.
         """
         maximum = self.held[request_id]
-        credit = max(0, self.reported - self.earned)
+        credit = self.reported - self.earned - self.prepaid_total
+        assert credit >= 0, "what was reported covers what was earned and what was paid ahead"
         report = max(0, maximum - credit)
         self.reported += report
         # The hold's part of the voucher is now reported; keeping it held too would count twice.
         self.held_total -= maximum
         self.held[request_id] = 0
+        self.prepaid[request_id] = maximum
+        self.prepaid_total += maximum
         return report
 
     def view(self, *, corrective: bool = False) -> ChannelView:
