@@ -128,11 +128,7 @@ async def paid_chat(pipe: HttpTransport, key: str, pool: Pool, calls: int) -> di
         response = await pipe.request("POST", "/v1/chat/completions", headers, body, timeout_s=60)
         assert response.status == 200, await response.read(10_000)
         async for item in events(response):
-            if (
-                isinstance(item, Event)
-                and b'"content":"' in item.data
-                and b'"content":""' not in item.data
-            ):
+            if isinstance(item, Event) and TEXT_CHUNK.search(item.data):
                 at = at or time.perf_counter() - begun
         if i >= WARM:
             first.append(at)
