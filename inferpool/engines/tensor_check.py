@@ -8,22 +8,10 @@ from typing import Final
 
 from inferpool.engines.base import Tensor, TensorSpec
 from inferpool.protocol.errors import BadRequest
+from inferpool.protocol.oip import DATATYPES
 
 # Bytes per element, by the Open Inference Protocol's names. BYTES has no fixed width.
-WIDTHS: Final[dict[str, int]] = {
-    "BOOL": 1,
-    "UINT8": 1,
-    "UINT16": 2,
-    "UINT32": 4,
-    "UINT64": 8,
-    "INT8": 1,
-    "INT16": 2,
-    "INT32": 4,
-    "INT64": 8,
-    "FP16": 2,
-    "FP32": 4,
-    "FP64": 8,
-}
+WIDTHS: Final[dict[str, int]] = {name: width for name, width in DATATYPES.items() if width}
 BYTES_PREFIX: Final = 4  # each element of a BYTES tensor is preceded by its length
 MAX_DIMENSIONS: Final = 16  # numpy takes 64; no model here has more than six
 

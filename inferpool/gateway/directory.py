@@ -57,7 +57,7 @@ class Directory:
     _leases: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
     _pipes: dict[str, Transport] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
-    _missing: bool = False  # whether some endpoint gave no offer at the last look
+    _lost: asyncio.Event = field(default_factory=asyncio.Event)  # a node went: look again soon
 
     async def start(self) -> None:
         """Look once, then keep looking."""
@@ -75,16 +75,24 @@ class Directory:
             await pipe.close()
 
     async def _run(self) -> None:
+        """Look every half minute; after a node was lost sooner, with growing pauses."""
         pause_s = LEASE_RETRY_S
         while True:
-            pause_s = min(self.refresh_every_s, 2 * pause_s if self._missing else pause_s)
-            await asyncio.sleep(pause_s if self._missing else self.refresh_every_s)
-            await self.refresh()
-            if not self._missing:
+            pause_s = min(self.refresh_every_s, 2 * pause_s)
+            try:
+                async with asyncio.timeout(self.refresh_every_s - pause_s):
+                    await self._lost.wait()
+                    self._lost.clear()
+            except TimeoutError:
+                pass
+            await asyncio.sleep(pause_s)
+            if await self.refresh():
                 pause_s = LEASE_RETRY_S
+            else:
+                self._lost.set()
 
-    async def refresh(self) -> None:
-        """Read the registry and every node's offer, 64 at a time."""
+    async def refresh(self) -> bool:
+        """Read the registry and every node's offer, 64 at a time; False where one was missing."""
         endpoints = set(self.urls)
         try:
             registrations = await self.chain.registrations()
@@ -99,8 +107,8 @@ class Directory:
                 return await self._look(url)
 
         seen = await asyncio.gather(*(look(url) for url in sorted(endpoints)))
-        self._missing = not all(seen)
         self._sweep()
+        return all(seen)
 
     async def _look(self, url: str) -> bool:
         try:
@@ -155,14 +163,16 @@ class Directory:
         if known is None:
             if len(self.nodes) >= NODES_MAX:
                 raise Refused("the directory is full", code="bad_encoding")
-            known = KnownNode(offer, offer_hash, self._pipe(url, None))
+            known = KnownNode(offer, offer_hash, url, self._pipe(url, None))
             self.nodes[offer.node] = known
             self.on_found(known)
         elif (offer.epoch, offer.sequence) >= (known.offer.epoch, known.offer.sequence):
             known.offer, known.offer_hash = offer, offer_hash
+            if url != known.url:  # the node moved
+                known.url, known.transport = url, self._pipe(url, None)
         lease = self._leases.get(offer.node)
         if lease is None or lease.done():
-            await self._start_lease(known, url)
+            await self._start_lease(known)
         return known
 
     async def look(self, node: KnownNode) -> None:
@@ -193,10 +203,10 @@ class Directory:
         digest = binding_digest(offer.owner, offer.node, until_ms, offer.terms.chain_id)
         verify(digest, signed.owner_signature, offer.owner)
 
-    async def _start_lease(self, node: KnownNode, url: str) -> None:
+    async def _start_lease(self, node: KnownNode) -> None:
         """Keep a node's lease; returns when the first one came, or none did in time."""
         first = asyncio.Event()
-        task = asyncio.create_task(self._keep(node, url, first), name="lease")
+        task = asyncio.create_task(self._keep(node, first), name="lease")
         self._leases[node.address] = task
         waiter = asyncio.create_task(first.wait())
         await asyncio.wait(
@@ -204,7 +214,7 @@ class Directory:
         )
         waiter.cancel()
 
-    async def _keep(self, node: KnownNode, url: str, first: asyncio.Event) -> None:
+    async def _keep(self, node: KnownNode, first: asyncio.Event) -> None:
         """Follow leases; after a cut the node is out, and looked for with growing pauses."""
         pause_s = LEASE_RETRY_S
         while True:
@@ -215,7 +225,8 @@ class Directory:
                 pause_s = LEASE_RETRY_S
             await asyncio.sleep(pause_s)
             pause_s = min(self.refresh_every_s, 2 * pause_s)
-            await self._look(url)
+            if not await self._look(node.url):
+                self._lost.set()  # it may have moved; the registry knows
 
     async def _follow(self, node: KnownNode, first: asyncio.Event) -> None:
         limit_s = (LEASE_EVERY_MS + LEASE_VALID_MS) / 1000

@@ -18,6 +18,7 @@ class KnownNode:
 
     offer: Offer
     offer_hash: bytes
+    url: str  # the endpoint that gave the offer
     transport: Transport
     lease: Lease | None = None
     lease_ms: int = 0
