@@ -79,6 +79,8 @@ async def run_role(
         lifespan="off",
         log_level=log_level,
         access_log=False,
+        proxy_headers=False,  # nobody may say for another where a request comes from
+        server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_S,
         timeout_keep_alive=75,
         limit_concurrency=4096,

@@ -39,6 +39,7 @@ def word(value: bytes) -> bytes:
     return value
 
 
+@lru_cache(maxsize=4096)  # models and classes: the same few in every request
 def string(value: str) -> bytes:
     """A dynamic string: the hash of its UTF-8 bytes."""
     return keccak256(value.encode())

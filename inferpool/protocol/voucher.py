@@ -46,18 +46,8 @@ class ChannelConfig:
     salt: bytes
 
     def channel_id(self, chain_id: int) -> bytes:
-        """The channel's 32-byte id on a chain."""
-        struct = eip712.keccak256(
-            _CONFIG_TYPE
-            + eip712.address(self.payer)
-            + eip712.address(self.payer_authorizer)
-            + eip712.address(self.receiver)
-            + eip712.address(self.receiver_authorizer)
-            + eip712.address(self.token)
-            + eip712.uint(self.withdraw_delay_s)
-            + eip712.word(self.salt)
-        )
-        return eip712.digest(channels_domain(chain_id), struct)
+        """The channel's 32-byte id on a chain; a payer shows the same terms each time."""
+        return _channel_id(self, chain_id)
 
     def to_wire(self) -> dict[str, object]:
         """The object `channelConfig` of x402's headers."""
@@ -88,6 +78,21 @@ class ChannelConfig:
             withdraw_delay_s=delay,
             salt=from_hex(wire.get("salt"), 32),
         )
+
+
+@lru_cache(maxsize=4096)
+def _channel_id(config: ChannelConfig, chain_id: int) -> bytes:
+    struct = eip712.keccak256(
+        _CONFIG_TYPE
+        + eip712.address(config.payer)
+        + eip712.address(config.payer_authorizer)
+        + eip712.address(config.receiver)
+        + eip712.address(config.receiver_authorizer)
+        + eip712.address(config.token)
+        + eip712.uint(config.withdraw_delay_s)
+        + eip712.word(config.salt)
+    )
+    return eip712.digest(channels_domain(chain_id), struct)
 
 
 @dataclass(frozen=True, slots=True)

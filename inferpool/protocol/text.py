@@ -1,0 +1,219 @@
+"""What chat and plain completions have in common: one prompt, one generated answer.
+
+Both sides parse the same body: the gateway what the client sent, the node what the gateway sent.
+A parameter that is not served is an error that names it; a known no-op is accepted; nothing is
+dropped in silence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn
+
+import orjson
+
+from inferpool.protocol.errors import BadRequest
+from inferpool.protocol.limits import (
+    OUTPUT_UNITS_MAX,
+    RESUME_MAX,
+    STOP_MAX,
+    STOP_TEXT_MAX,
+    TEXT_MAX,
+)
+
+# Sampler numbers: name -> (least, greatest). The last three are llama.cpp's and vLLM's.
+SAMPLERS: Final[dict[str, tuple[float, float]]] = {
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "top_k": (0, 1_000_000),
+    "min_p": (0.0, 1.0),
+    "repeat_penalty": (0.0, 10.0),
+}
+INTEGER_SAMPLERS: Final = frozenset({"top_k"})
+
+IGNORED: Final = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRequest:
+    """What every generation has. `sampling` holds only the numbers that the caller gave."""
+
+    model: str
+    max_output: int | None  # tokens
+    stop: tuple[str, ...] = ()
+    seed: int | None = None  # 0 to 2**32-1, whatever integer the client gave
+    sampling: dict[str, float] = field(default_factory=dict)
+    stream: bool = False
+    include_usage: bool = False
+    resume: tuple[int, ...] = ()
+
+    def encode_with(self, prompt: Mapping[str, object]) -> bytes:
+        """The body that a gateway sends to a node: every value explicit."""
+        body: dict[str, object] = {
+            "model": self.model,
+            **prompt,
+            "stream": self.stream,
+            **self.sampling,
+        }
+        if self.max_output is not None:
+            body["max_tokens"] = self.max_output
+        if self.seed is not None:
+            body["seed"] = self.seed
+        if self.stop:
+            body["stop"] = list(self.stop)
+        if self.stream:
+            body["stream_options"] = {"include_usage": self.include_usage}
+        if self.resume:
+            body["inferpool"] = {"resume": list(self.resume)}
+        return orjson.dumps(body)
+
+
+def take_common(body: dict[str, object]) -> dict[str, Any]:
+    """The fields of `TextRequest`, taken out of a body. Raises BadRequest."""
+    stream = flag(body.pop("stream", None), "stream")
+    return {
+        "model": model_name(body.pop("model", None)),
+        "max_output": _max_output(body),
+        "stop": _stop(body.pop("stop", None)),
+        "seed": seed_of(body.pop("seed", None)),
+        "sampling": _sampling(body),
+        "stream": stream,
+        "include_usage": _include_usage(body.pop("stream_options", None), stream),
+        "resume": _resume(body.pop("inferpool", None)),
+    }
+
+
+def fail(param: str, message: str, code: str = "invalid_request") -> NoReturn:
+    """Raise BadRequest that names a parameter."""
+    raise BadRequest(message, code=code, param=param)
+
+
+def read_json(data: bytes, limit: int) -> dict[str, object]:
+    """A JSON object of at most `limit` bytes. Raises BadRequest."""
+    if len(data) > limit:
+        raise BadRequest(f"The body is over {limit} bytes.", code="body_too_large")
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"The body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise BadRequest("The body must be a JSON object.", code="invalid_json")
+    return body
+
+
+def refuse_rest(
+    body: Mapping[str, object], no_ops: Mapping[str, tuple[object, ...]]
+) -> None:
+    """Refuse by name whatever is left in a body and would have an effect."""
+    for name, value in body.items():
+        if name in IGNORED or any(_same(value, usual) for usual in no_ops.get(name, ())):
+            continue
+        fail(
+            name[:TEXT_MAX],
+            f"The parameter {name[:TEXT_MAX]!r} with this value is not served; leave it out.",
+            "unsupported_parameter",
+        )
+
+
+def _same(value: object, usual: object) -> bool:
+    return type(value) is type(usual) and value == usual  # in Python, True == 1
+
+
+def model_name(value: object) -> str:
+    """The model that a body names. Raises BadRequest."""
+    if not isinstance(value, str) or not value or len(value) > TEXT_MAX:
+        fail("model", "model must name a model; GET /v1/models lists them.")
+    return value
+
+
+def flag(value: object, name: str) -> bool:
+    """true or false; null is false. Raises BadRequest."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    fail(name, f"{name} must be true or false.")
+
+
+def integer(value: object, name: str, least: int, greatest: int) -> int | None:
+    """A whole number within bounds, or None. Raises BadRequest."""
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= greatest:
+        fail(name, f"{name} must be an integer from {least} to {greatest}.")
+    return value
+
+
+def seed_of(value: object) -> int | None:
+    """OpenAI's signed 64 bits, reduced to the 32 that engines draw from and receipts name."""
+    seed = integer(value, "seed", -(2**63), 2**63 - 1)
+    return None if seed is None else seed % 2**32
+
+
+def _max_output(body: dict[str, object]) -> int | None:
+    values = [
+        integer(body.pop(name, None), name, 1, OUTPUT_UNITS_MAX)
+        for name in ("max_completion_tokens", "max_tokens")
+    ]
+    given = {value for value in values if value is not None}
+    if len(given) > 1:
+        fail("max_tokens", "max_tokens and max_completion_tokens differ; send one of them.")
+    return given.pop() if given else None
+
+
+def _stop(value: object) -> tuple[str, ...]:
+    stops = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or len(stops) > STOP_MAX:
+        fail("stop", f"stop must be a string or a list of at most {STOP_MAX} strings.")
+    for stop in stops:
+        if not isinstance(stop, str) or not 0 < len(stop) <= STOP_TEXT_MAX:
+            fail("stop", f"each stop must be a string of 1 to {STOP_TEXT_MAX} characters.")
+    return tuple(stops)
+
+
+def _sampling(body: dict[str, object]) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for name, (least, greatest) in SAMPLERS.items():
+        value = body.pop(name, None)
+        if value is None:
+            continue
+        kinds = (int,) if name in INTEGER_SAMPLERS else (int, float)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
+            fail(name, f"{name} must be a number from {least} to {greatest}.")
+        if not least <= value <= greatest:
+            fail(name, f"{name} must be a number from {least} to {greatest}.")
+        numbers[name] = value
+    return numbers
+
+
+def _include_usage(value: object, stream: bool) -> bool:
+    if value is None:
+        return False
+    if not stream:
+        fail("stream_options", "stream_options is only allowed when stream is true.")
+    if not isinstance(value, dict):
+        fail("stream_options", "stream_options must be an object.")
+    for name in value:
+        if name not in ("include_usage", "include_obfuscation"):
+            fail(
+                f"stream_options.{name[:TEXT_MAX]}",
+                "This stream option is not served; leave it out.",
+                "unsupported_parameter",
+            )
+    return flag(value.get("include_usage"), "stream_options.include_usage")
+
+
+def _resume(value: object) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, dict) or not value.keys() <= {"resume"}:
+        fail("inferpool", "inferpool must be an object; the only member served is resume.")
+    ids = value.get("resume", [])
+    if not isinstance(ids, list) or len(ids) > RESUME_MAX:
+        fail("inferpool.resume", f"resume must be a list of at most {RESUME_MAX} token ids.")
+    for item in ids:
+        if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < 2**32:
+            fail("inferpool.resume", "resume must hold token ids from 0 to 2**32-1.")
+    return tuple(ids)
