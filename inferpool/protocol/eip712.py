@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
-from Crypto.Hash import keccak
+import sha3
 
 UINT64_MAX: Final = 2**64 - 1
 UINT128_MAX: Final = 2**128 - 1
@@ -19,7 +19,8 @@ UINT128_MAX: Final = 2**128 - 1
 
 def keccak256(data: bytes) -> bytes:
     """Keccak-256 as Ethereum uses it (not NIST SHA3): 32 bytes."""
-    return keccak.new(digest_bits=256, data=data).digest()
+    digest: bytes = sha3.keccak_256(data).digest()
+    return digest
 
 
 def uint(value: int) -> bytes:
