@@ -151,7 +151,7 @@ class CompletionReader:
         if "prompt_progress" in event:  # its `tokens` are not an answer's
             self._progress.phase = Phase.PREFILL
             self._progress.count = event["prompt_progress"]["processed"]
-            self._progress.prompt_units = event["prompt_progress"]["total"]
+            self._progress.prompt_units = event["prompt_progress"].get("total")
             return None
         if event["stop"]:
             reason: FinishReason = "length" if event["stop_type"] == "limit" else "stop"

@@ -101,7 +101,8 @@ async def test_streams_and_counts(engine: TextEngine) -> None:
     assert answer.prompt_units > 0
     assert all(logprob <= 0 for logprob in answer.logprobs)
     assert answer.text
-    assert answer.progress == Progress(Phase.TOKENS, 12)
+    assert (answer.progress.phase, answer.progress.count) == (Phase.TOKENS, 12)
+    assert answer.progress.prompt_units == answer.prompt_units
     assert set(answer.phases) == {Phase.TOKENS}
 
 
