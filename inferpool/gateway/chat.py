@@ -139,7 +139,7 @@ class ChatRun:
                         self._started(flight)
                         await self._deliver(piece)
             except TransportError:
-                self._whole_without_receipt(stream)
+                self._whole_without_receipt(stream, len(sent.resume) + sent.max_output)
                 raise
             assert stream.signed is not None, "a stream ends with its receipt"
             await self._settle(flight, stream, stream.signed, sent)
@@ -159,10 +159,12 @@ class ChatRun:
             delivered.pending = []
             await self.answer.text(piece.text)
 
-    def _whole_without_receipt(self, stream: NodeStream) -> None:
+    def _whole_without_receipt(self, stream: NodeStream, most: int) -> None:
         """A node that died between its last token and its receipt: the answer is whole."""
         if stream.finish is not None and self.delivered.text:
             self.delivered.finish = stream.finish
+        elif len(self.delivered.ids) >= most:
+            self.delivered.finish = "length"
 
     async def _settle(
         self, flight: Flight, stream: NodeStream, signed: SignedReceipt, sent: ChatRequest

@@ -61,7 +61,8 @@ class Directory:
 
     async def start(self) -> None:
         """Look once, then keep looking."""
-        await self.refresh()
+        if not await self.refresh():
+            self._lost.set()
         self._task = asyncio.create_task(self._run(), name="directory")
 
     async def close(self) -> None:

@@ -242,7 +242,7 @@ class Flights:
             # Receipts that we missed explain it, or a voucher of ours that we have forgotten.
             await self.ask(flight.node, channel)
             if self._claims_more(flight, view):
-                self._resume_from(channel, view)
+                self._resume_from(flight, view)
         try:
             flight.voucher = channel.authorise_again(
                 flight.attempt.request_id, view, self.treasury.authorizer
@@ -259,9 +259,10 @@ class Flights:
         most = channel.charged + channel.held_total + channel.unresolved_total
         return view.charged + flight.attempt.maximum_units > most
 
-    def _resume_from(self, channel: PayerChannel, view: x402.ChannelView) -> None:
+    def _resume_from(self, flight: Flight, view: x402.ChannelView) -> None:
+        signer, request_id = self.treasury.authorizer.address, flight.attempt.request_id
         try:
-            channel.resume_from(view, self.treasury.authorizer.address)
+            flight.channel.resume_from(view, signer, request_id)
         except Refused as error:
             raise Unavailable(
                 f"No agreement with the node on their channel: {error.message}", code="node_failed"

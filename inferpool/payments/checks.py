@@ -6,7 +6,7 @@ from inferpool.identity.signing import verify
 from inferpool.protocol.attempt import Attempt
 from inferpool.protocol.errors import InferpoolError, Refused
 from inferpool.protocol.price import exact_pico_usd, maximum_usage
-from inferpool.protocol.receipt import Outcome, SignedReceipt
+from inferpool.protocol.receipt import SignedReceipt
 
 
 class ReceiptInvalid(InferpoolError):
@@ -49,11 +49,13 @@ def check_receipt(
 def check_late_receipt(signed: SignedReceipt, attempt: Attempt) -> None:
     """The same for a receipt fetched after the pipe was cut: the node may have sent more than
     arrived, so hash and count of the answer stay unchecked; the maximum still bounds the charge."""
-    receipt = signed.receipt
+    receipt, service = signed.receipt, attempt.service
     if receipt.request_id != attempt.request_id or receipt.channel_id != attempt.channel_id:
         raise ReceiptInvalid("The node's receipt is for another request.")
-    if receipt.outcome is Outcome.COMPLETE and receipt.manifest != attempt.service.manifest:
-        raise ReceiptInvalid("The node's receipt is for another manifest.")
+    if (receipt.manifest, receipt.engine_class) != (service.manifest, service.engine_class):
+        raise ReceiptInvalid("The node's receipt is for another manifest or class.")
+    if receipt.offer_hash != attempt.offer_hash:
+        raise ReceiptInvalid("The node's receipt is under another offer.")
     _check_charge(signed, attempt)
     _check_signature(signed, attempt)
 

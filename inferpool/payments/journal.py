@@ -100,6 +100,7 @@ class SqlJournal:
     def __init__(self, path: Path) -> None:
         self._engine = open_engine(path)
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
@@ -108,7 +109,10 @@ class SqlJournal:
         return _compile(self._engine, statement)
 
     def write(self, writes: Sequence[Write]) -> asyncio.Future[None]:
-        """See Journal. Raises Unavailable(overloaded) where the disk is too far behind."""
+        """See Journal. Raises Unavailable: overloaded where the disk is too far behind,
+        shutting_down after `close`."""
+        if self._closed:
+            raise Unavailable("The ledger is closed.", code="shutting_down")
         if self._queue.qsize() > QUEUE_MAX:
             raise Unavailable("The disk is too slow for the ledger; try again.", retry_after_s=1)
         loop = asyncio.get_running_loop()
@@ -123,6 +127,7 @@ class SqlJournal:
 
     def close(self) -> None:
         """See Journal."""
+        self._closed = True
         self._queue.put(None)
         self._thread.join(timeout=10)
         self._engine.dispose()
@@ -132,11 +137,15 @@ class SqlJournal:
         try:
             while (job := self._queue.get()) is not None:
                 batch, last = self._drain(job)
-                error = _commit(connection, [write for writes, _, _ in batch for write in writes])
+                errors = _commit_all(connection, [writes for writes, _, _ in batch])
                 for loop in {loop for _, _, loop in batch}:
-                    futures = [future for _, future, owner in batch if owner is loop]
+                    ended = [
+                        (future, error)
+                        for (_, future, owner), error in zip(batch, errors, strict=True)
+                        if owner is loop
+                    ]
                     if not loop.is_closed():
-                        loop.call_soon_threadsafe(_finish, futures, error)
+                        loop.call_soon_threadsafe(_finish, ended)
                 if last:
                     return
         finally:
@@ -158,6 +167,15 @@ class SqlJournal:
 _Job = tuple[tuple[Write, ...], "asyncio.Future[None]", asyncio.AbstractEventLoop]
 
 
+def _commit_all(connection: Any, units: Sequence[Sequence[Write]]) -> list[Exception | None]:
+    """Commit many units at once; where that fails each by itself, so that a bad one harms no
+    other. The result tells each unit's error."""
+    error = _commit(connection, [write for writes in units for write in writes])
+    if error is None or len(units) == 1:
+        return [error] * len(units)
+    return [_commit(connection, writes) for writes in units]
+
+
 def _commit(connection: Any, writes: Sequence[Write]) -> Exception | None:
     cursor = connection.cursor()
     try:
@@ -172,8 +190,8 @@ def _commit(connection: Any, writes: Sequence[Write]) -> Exception | None:
     return None
 
 
-def _finish(futures: Sequence[asyncio.Future[None]], error: Exception | None) -> None:
-    for future in futures:
+def _finish(ended: Sequence[tuple[asyncio.Future[None], Exception | None]]) -> None:
+    for future, error in ended:
         if future.done():
             continue  # its owner was cancelled; the write stands all the same
         if error is None:
@@ -222,10 +240,11 @@ class MemoryJournal:
         pending, self._pending = self._pending, []
         connection = self._engine.raw_connection()
         try:
-            error = _commit(connection, [write for writes, _ in pending for write in writes])
+            errors = _commit_all(connection, [writes for writes, _ in pending])
         finally:
             connection.close()
-        _finish([future for _, future in pending], error)
+        ended = zip([future for _, future in pending], errors, strict=True)
+        _finish(list(ended))
 
     def read(self, query: Executable) -> Sequence[Row[Any]]:
         """See Journal."""

@@ -12,7 +12,7 @@ from inferpool.identity.signing import Key, recover
 from inferpool.payments.x402 import ChannelView
 from inferpool.protocol.errors import InferpoolError, Refused
 from inferpool.protocol.receipt import Receipt
-from inferpool.protocol.units import base_units_down
+from inferpool.protocol.units import base_units_down, pico_usd_per_base_unit
 from inferpool.protocol.voucher import ChannelConfig, Voucher, voucher_digest
 
 
@@ -41,19 +41,20 @@ class PayerChannel:
     balance: int = 0  # confirmed on chain
     total_pico_usd: int = 0  # sum of the receipts booked
     signed_max: int = 0  # the highest voucher ever signed
-    base: int = 0  # charged as the node proved it beyond our receipts (lost state)
+    base_pico_usd: int = 0  # charged as the node proved it beyond our receipts (lost state)
     next_seq: int = 1  # the first receipt not booked yet
     booked_ahead: set[int] = field(default_factory=set)  # seqs booked beyond next_seq
     held: dict[bytes, int] = field(default_factory=dict)
     held_total: int = 0
     unresolved: dict[bytes, int] = field(default_factory=dict)  # sent, ended, no receipt yet
     unresolved_total: int = 0
+    in_base: set[bytes] = field(default_factory=set)  # unresolved ones that the base counts
     peak: int = 0  # the most that was ever in flight or unresolved at once: bounds the exposure
 
     @property
     def charged(self) -> int:
         """Whole base units charged so far."""
-        return max(self.base, base_units_down(self.total_pico_usd, self.decimals))
+        return base_units_down(max(self.base_pico_usd, self.total_pico_usd), self.decimals)
 
     @property
     def exposure(self) -> int:
@@ -112,6 +113,7 @@ class PayerChannel:
     def resolve(self, request_id: bytes) -> None:
         """Forget an unresolved request: its receipt came, or the node says it owes none."""
         self.unresolved_total -= self.unresolved.pop(request_id, 0)
+        self.in_base.discard(request_id)
 
     def book(self, receipt: Receipt) -> None:
         """Book one checked receipt.
@@ -122,9 +124,12 @@ class PayerChannel:
         request_id, seq, charge_pico_usd = receipt.request_id, receipt.seq, receipt.charge_pico_usd
         if seq < self.next_seq or seq in self.booked_ahead:
             raise Refused(f"receipt {seq} of this channel was already booked")
-        complete = seq == self.next_seq and not self.booked_ahead and not self.base
+        complete = seq == self.next_seq and not self.booked_ahead and not self.base_pico_usd
         if complete and receipt.charged_total_pico_usd != self.total_pico_usd + charge_pico_usd:
             raise Refused(f"receipt {seq} has another total than the receipts before it add up to")
+        ours_now = request_id in self.held or request_id in self.unresolved
+        if self.base_pico_usd and ours_now and request_id not in self.in_base:
+            self.base_pico_usd += charge_pico_usd  # on top of what was lost, not a part of it
         self.release(request_id, sent=False)
         self.resolve(request_id)
         self.total_pico_usd += charge_pico_usd
@@ -133,8 +138,9 @@ class PayerChannel:
             self.booked_ahead.remove(self.next_seq)
             self.next_seq += 1
 
-    def resume_from(self, view: ChannelView, authorizer: bytes) -> None:
-        """Go on after lost state, from a voucher of ours that only the node still has.
+    def resume_from(self, view: ChannelView, authorizer: bytes, request_id: bytes) -> None:
+        """Go on after lost state, from a voucher of ours that only the node still has, with a
+        request that is held here and that the node has just refused.
 
         Raises Refused unless the node shows a voucher that we signed and that is above every one
         we remember: a charge that our own receipts do not back is not taken on its word alone.
@@ -149,4 +155,9 @@ class PayerChannel:
         if signer != authorizer:
             raise Refused("the node shows a voucher that is not ours")
         self.signed_max = view.signed_max
-        self.base = max(self.base, view.charged - self.held_total)
+        # What the node counts holds our other requests in flight, but not the one it refused.
+        charged = view.charged - (self.held_total - self.held[request_id])
+        # The fraction that it carries is unknown: the most, or we would fall behind by a unit.
+        unit = pico_usd_per_base_unit(self.decimals)
+        self.base_pico_usd = max(self.base_pico_usd, (max(0, charged) + 1) * unit - 1)
+        self.in_base = set(self.unresolved)

@@ -134,7 +134,7 @@ class PayerLedger:
             balance=int(row.balance),
             total_pico_usd=int(row.total_pico_usd),
             signed_max=int(row.signed_max),
-            base=int(row.base),
+            base_pico_usd=int(row.base_pico_usd),
             next_seq=following,
             booked_ahead=booked,
         )
@@ -206,7 +206,7 @@ class PayerLedger:
             "balance": str(channel.balance),
             "total_pico_usd": str(channel.total_pico_usd),
             "signed_max": str(channel.signed_max),
-            "base": str(channel.base),
+            "base_pico_usd": str(channel.base_pico_usd),
         }
         return Write(self._save_channel, values)
 

@@ -59,7 +59,7 @@ PAYER_CHANNELS: Final = Table(
     Column("balance", _AMOUNT, nullable=False),
     Column("total_pico_usd", _AMOUNT, nullable=False),
     Column("signed_max", _AMOUNT, nullable=False),
-    Column("base", _AMOUNT, nullable=False),
+    Column("base_pico_usd", _AMOUNT, nullable=False),
 )
 
 ATTEMPTS: Final = Table(
