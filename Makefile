@@ -30,7 +30,7 @@ up: setup ## set up and leave a pool running on this machine
 	@$(BIN)/inferpool up
 
 test: setup-test ## set up and run every test that needs no special machine
-	@$(PYTEST) -n 2 --dist loadgroup
+	@$(PYTEST) -n 2 --dist loadscope
 	@sh scripts/groups.sh
 
 check: setup-test ## what CI checks besides the tests: style, types, layers

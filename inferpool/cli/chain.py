@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from inferpool.cli.console import settings
-from inferpool.daemon.roles import serve
 
 HELP = """Run the development chain: a real EVM with the contracts in place, and a faucet.
 
@@ -20,5 +19,7 @@ def chain(
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
 ) -> None:
     """Serve until Ctrl-C."""
+    from inferpool.daemon.roles import serve
+
     config, home = settings({"chain.port": port})
     serve("chain", config, home)

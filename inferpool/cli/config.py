@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 
 import typer
-from rich.table import Table
 
-from inferpool.cli.console import OUT, AsJson, print_json, settings
+from inferpool.cli.console import OUT, AsJson, print_json, print_table, settings
 from inferpool.config import SECTIONS
 
 app = typer.Typer(
@@ -25,7 +24,10 @@ def config() -> None:
 
 @app.command("show")
 def show(as_json: AsJson = False) -> None:
-    """Print each key, its value, and its origin."""
+    """Print each key, its value, and its origin.
+
+    Example:  inferpool config show --json
+    """
     found, home = settings()
     rows = [
         {
@@ -39,7 +41,16 @@ def show(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"file": str(home.config), "values": rows})
         return
-    table = Table("key", "value", "origin", title=f"file: {home.config}")
-    for row in rows:
-        table.add_row(str(row["key"]), str(row["value"]), str(row["origin"]))
-    OUT.print(table)
+    missing = "" if home.config.exists() else " (not there: it is optional)"
+    OUT.print(f"file: {home.config}{missing}\n", markup=False)
+    print_table(
+        ("key", "value", "origin"),
+        [(row["key"], _shown(row["value"]), row["origin"]) for row in rows],
+    )
+
+
+def _shown(value: object) -> str:
+    """A value as it is written in the file."""
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f'"{item}"' for item in value) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value) or '""'

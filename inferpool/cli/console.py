@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -35,6 +35,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text
 def print_json(value: object) -> None:
     """JSON on standard output, indented for people who look at it too."""
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def print_table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Aligned columns that never cut a value: an address is of no use without its end."""
+    cells = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(map(str.ljust, row, widths)).rstrip()
+
+    OUT.print(line(names), style="bold", markup=False)
+    for row in cells:
+        OUT.print(line(row), markup=False)
 
 
 def settings(flags: Mapping[str, object] | None = None) -> tuple[Config, Home]:

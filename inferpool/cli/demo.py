@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 
-from inferpool.cli import story
 from inferpool.cli.console import ERR, OUT, AsJson, print_json, settings
 from inferpool.cli.node import claim_now
 from inferpool.cli.up import pull_models
@@ -40,6 +39,8 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Run the demonstration; exit code 1 where a sum does not agree."""
+    from inferpool.cli import story
+
     begun = time.monotonic()
     flags = {"chain.port": 0, "node.port": 0, "gateway.port": 0}
     config, _ = settings(flags)

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from inferpool.cli.console import settings
-from inferpool.daemon.roles import serve
 
 HELP = """Run a gateway: OpenAI's API and the Open Inference Protocol before the whole pool.
 
@@ -31,6 +30,8 @@ def gateway(
     chain: Annotated[str | None, typer.Option(help="JSON-RPC URL of the chain.")] = None,
 ) -> None:
     """Serve until Ctrl-C."""
+    from inferpool.daemon.roles import serve
+
     flags = {
         "gateway.port": port,
         "gateway.open": open_,

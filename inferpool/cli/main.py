@@ -7,6 +7,7 @@ import os
 import sys
 
 import typer
+from rich.markup import escape
 
 from inferpool import __version__
 from inferpool.cli import chain, config, demo, gateway, models, node, sim, status, up, wallet
@@ -33,7 +34,7 @@ app.command("sim", help=sim.HELP)(sim.sim)
 app.add_typer(config.app, name="config")
 
 
-@app.command("version", help="Print the version.")
+@app.command("version", help="Print the version.\n\nExample:  inferpool version")
 def version() -> None:
     """Print the version."""
     sys.stdout.write(f"{__version__}\n")
@@ -45,7 +46,7 @@ def main() -> None:
     try:
         app()
     except InferpoolError as error:
-        ERR.print(f"[bold red]error[/]: {error.message} [dim]({error.code})[/]")
+        ERR.print(f"[bold red]error[/]: {escape(error.message)} [dim]({error.code})[/]")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from inferpool.cli.console import OUT, AsJson, print_json, progress_bars
+from inferpool.cli.console import OUT, AsJson, print_json, print_table, progress_bars
 from inferpool.models import catalogue
 from inferpool.models.manifest import Manifest
 from inferpool.models.pull import preferred, pull_model
@@ -50,30 +49,29 @@ def _facts(manifest: Manifest, store: Store) -> dict[str, object]:
 
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
-    """List the catalogue."""
+    """List the catalogue.
+
+    Example:  inferpool models list --json
+    """
     store = Store()
     facts = [_facts(manifest, store) for manifest in catalogue.all()]
     if as_json:
         print_json(facts)
         return
-    table = Table("name", "task", "engine", "size", "here", "licence")
+    rows = []
     for item in facts:
         size = f"{int(str(item['size_bytes'])) / 1e6:.1f} MB"
         here = "yes" if item["present"] else "no"
-        table.add_row(
-            str(item["name"]),
-            str(item["task"]),
-            str(item["engine"]),
-            size,
-            here,
-            str(item["licence"]),
-        )
-    OUT.print(table)
+        rows.append((item["name"], item["task"], item["engine"], size, here, item["licence"]))
+    print_table(("name", "task", "engine", "size", "here", "licence"), rows)
 
 
 @app.command("pull")
 def pull(names: Names = None) -> None:
-    """Fetch a model's files, with a progress bar; what is there already is kept."""
+    """Fetch a model's files, with a progress bar; what is there already is kept.
+
+    Example:  inferpool models pull smollm2-135m-instruct
+    """
     store = Store()
     with progress_bars() as on_progress:
         for manifest in _chosen(names):
@@ -83,7 +81,10 @@ def pull(names: Names = None) -> None:
 
 @app.command("verify")
 def verify(names: Names = None, as_json: AsJson = False) -> None:
-    """Hash the files that are here and compare; exit code 1 where one is wrong."""
+    """Hash the files that are here and compare; exit code 1 where one is wrong.
+
+    Example:  inferpool models verify spam
+    """
     store, results = Store(), []
     for manifest in _chosen(names):
         for file in manifest.files:

@@ -11,7 +11,6 @@ import typer
 
 from inferpool.cli.console import OUT, AsJson, print_json, settings
 from inferpool.cli.up import pull_models
-from inferpool.daemon.roles import serve
 from inferpool.home import Home
 from inferpool.protocol.errors import Unavailable
 
@@ -47,6 +46,8 @@ def node(
     """Serve until Ctrl-C."""
     if context.invoked_subcommand is not None:
         return
+    from inferpool.daemon.roles import serve
+
     flags = {
         "node.port": port,
         "node.models": model or None,
@@ -61,7 +62,10 @@ def node(
 
 @app.command("claim")
 def claim(as_json: AsJson = False) -> None:
-    """Claim and settle on chain now what the running node has earned."""
+    """Claim and settle on chain now what the running node has earned.
+
+    Example:  inferpool node claim --json
+    """
     report = claim_now(settings()[1])
     if as_json:
         print_json(report)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inferpool.cli.console import ERR, OUT, AsJson, print_json
-from inferpool.sim.world import Options, Report, simulate
+
+if TYPE_CHECKING:
+    from inferpool.sim.world import Report
 
 HELP = """Simulate a node, two gateways and their clients in virtual time, with faults.
 
@@ -31,6 +33,8 @@ def sim(
     as_json: AsJson = False,
 ) -> None:
     """Run worlds."""
+    from inferpool.sim.world import Options, simulate
+
     reports = []
     for number in range(seed, seed + runs):
         begun = time.monotonic()

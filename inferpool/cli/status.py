@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
-from rich.table import Table
 
-from inferpool.cli.console import OUT, AsJson, print_json, settings
+from inferpool.cli.console import OUT, AsJson, print_json, print_table, settings
 from inferpool.daemon.pool import ROLES
 from inferpool.home import Home
 from inferpool.protocol.errors import Unavailable
@@ -58,32 +58,51 @@ def gateway_status(home: Home) -> dict[str, Any]:
 
 
 def _print_book(book: dict[str, Any]) -> None:
-    nodes = Table("node", "alive", "models", "in flight", title="nodes")
-    for item in book["nodes"]:
-        nodes.add_row(
-            item["node"], str(item["alive"]), ", ".join(item["models"]), str(item["in_flight"])
-        )
-    OUT.print(nodes)
-    channels = Table("channel", "deposited", "charged", "in flight", "receipts", title="channels")
-    for item in book["channels"]:
-        channels.add_row(
-            item["channel"][:18],
-            str(item["balance_base_units"]),
-            format_usd(item["charged_pico_usd"]),
-            str(item["held_base_units"]),
-            str(item["receipts"]),
-        )
-    OUT.print(channels)
-    attempts = Table(
-        "request", "model", "state", "units in", "out", "charge", title="last attempts"
+    _section(
+        "nodes",
+        ("node", "alive", "in flight", "models"),
+        [
+            (
+                item["node"],
+                "yes" if item["alive"] else "no",
+                item["in_flight"],
+                ", ".join(item["models"]),
+            )
+            for item in book["nodes"]
+        ],
     )
-    for item in book["attempts"][:_SHOWN]:
-        attempts.add_row(
-            item["client_request_id"],
-            item["model"],
-            item["state"],
-            str(item["prompt_units"]),
-            str(item["output_units"]),
-            format_usd(item["charge_pico_usd"]),
-        )
-    OUT.print(attempts)
+    _section(
+        "channels",
+        ("channel", "deposited", "charged", "in flight", "receipts"),
+        [
+            (
+                f"{item['channel'][:18]}...",
+                format_usd(item["balance_base_units"] * 10**6),
+                format_usd(item["charged_pico_usd"]),
+                format_usd(item["held_base_units"] * 10**6),
+                item["receipts"],
+            )
+            for item in book["channels"]
+        ],
+    )
+    _section(
+        "last attempts",
+        ("request", "model", "state", "units in", "out", "charge"),
+        [
+            (
+                item["client_request_id"] or "(of an earlier run)",
+                item["model"] or "-",
+                item["state"],
+                item["prompt_units"],
+                item["output_units"],
+                format_usd(item["charge_pico_usd"]),
+            )
+            for item in book["attempts"][:_SHOWN]
+        ],
+    )
+
+
+def _section(title: str, names: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    OUT.print(f"\n[bold]{title}[/]" + ("" if rows else ": none yet"))
+    if rows:
+        print_table(names, rows)

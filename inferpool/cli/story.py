@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from rich.markup import escape
+
 from inferpool.chain.client import EvmChain
 from inferpool.cli.status import gateway_status
 from inferpool.config import Config
@@ -78,7 +80,7 @@ class Story:
         client = openai.OpenAI(
             base_url=f"{self.pool.running['gateway'].url}/v1", api_key=self.home.secret("api-key")
         )
-        self.say(f"\n[bold]chat[/] (openai-python {openai.__version__}): {prompt}")
+        self.say(f"\n[bold]chat[/] (openai-python {openai.__version__}): {escape(prompt)}")
         model = next(name for name in self.config.node.models if name != "spam")
         cpu_s, begun = self._node_cpu_s(), time.perf_counter()
         first_s, proof, text = 0.0, None, []
@@ -169,7 +171,7 @@ class Story:
                 first = " ".join(text.split())[:60]
                 self.say(
                     f"  [{'red' if verdict else 'green'}]{'spam' if verdict else 'good'}[/]"
-                    f" (labelled {'spam' if label else 'good'}): {first}"
+                    f" (labelled {'spam' if label else 'good'}): {escape(first)}"
                 )
             verdicts: list[int] = []
             for start in range(0, len(mails), _BATCH):
@@ -237,7 +239,8 @@ class Story:
             "chat_charge_pico_usd": chat.charge_pico_usd,
         }
         self.say(
-            f"\n[bold]cost[/] at ${tariff}/kWh and {watts} W a busy core:\n"
+            f"\n[bold]cost[/] at ${cost.tariff_usd_per_kwh}/kWh and {cost.watts_per_core} W a busy"
+            " core:\n"
             f"  1 million tokens: price ${facts['price_usd_per_million_tokens_out']}, electricity"
             f" ${facts['electricity_usd_per_million_tokens']}\n"
             f"  1,000 decisions: price {format_usd(per_row * 1000)}, electricity"

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from rich.table import Table
-
-from inferpool.cli.console import OUT, AsJson, print_json, settings
+from inferpool.cli.console import OUT, AsJson, print_json, print_table, settings
 from inferpool.config import Config
-from inferpool.daemon.chains import asset_of, open_chain
 from inferpool.home import Home
 from inferpool.protocol.encoding import to_checksum
 from inferpool.protocol.errors import InferpoolError
@@ -30,13 +27,34 @@ def wallet(as_json: AsJson = False) -> None:
     if as_json:
         print_json(rows)
         return
-    table = Table("owner", "key", "address", "gas (wei)", config.chain.asset_name)
-    for row in rows:
-        table.add_row(*(str(row[name]) for name in ("role", "key", "address", "wei", "usd")))
-    OUT.print(table if rows else "No keys yet; `inferpool up` makes them.")
+    if not rows:
+        OUT.print("No keys yet; `inferpool up` makes them.")
+        return
+    print_table(
+        ("owner", "key", "address", "gas", "tokens"),
+        [(row["role"], row["key"], row["address"], _gas(row["wei"]), row["usd"]) for row in rows],
+    )
+    if rows[0]["usd"] is None:
+        OUT.print("\nNo chain runs, so balances are not known; `inferpool up` starts one.")
+    else:
+        OUT.print(
+            f"\nGas in whole coins of the chain, tokens in {config.chain.asset_name};"
+            " --json has wei and base units.",
+            markup=False,
+        )
+
+
+def _gas(wei: object) -> str | None:
+    """Whole coins, cut to six digits after the point."""
+    if not isinstance(wei, int):
+        return None
+    whole, rest = divmod(wei, 10**18)
+    return f"{whole}.{rest // 10**12:06d}".rstrip("0").rstrip(".")
 
 
 async def _rows(config: Config, home: Home) -> list[dict[str, object]]:
+    from inferpool.daemon.chains import asset_of, open_chain
+
     try:
         chain = await open_chain(config.chain, home)
     except InferpoolError:

@@ -38,9 +38,11 @@ async def open_chain(
 ) -> EvmChain:
     """Connect. Raises Unavailable, Refused(bad_config)."""
     registry = _address(config.registry, "chain.registry", DEV_REGISTRY_ADDRESS)
-    chain = await EvmChain.connect(
-        chain_url(config, home), sender=sender, authorizer=authorizer, registry=registry
-    )
+    url = chain_url(config, home)
+    try:
+        chain = await EvmChain.connect(url, sender=sender, authorizer=authorizer, registry=registry)
+    except Unavailable as error:
+        raise Unavailable(f"{url}: {error.message}", code=error.code) from error
     if is_embedded(config) and chain.chain_id != DEV_CHAIN_ID:
         raise Refused(
             f"the embedded chain must have id {DEV_CHAIN_ID}, not {chain.chain_id}",

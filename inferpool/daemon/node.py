@@ -96,6 +96,13 @@ async def load_services(
     config: NodeConfig, store: Store, on_progress: OnProgress | None = None
 ) -> Services:
     """Pull what is missing and start every engine. Raises InferpoolError."""
+    prices = (
+        config.price_in_usd_per_million,
+        config.price_out_usd_per_million,
+        config.price_row_usd_per_million,
+    )
+    for price in prices:
+        _per_unit(price)  # a mistake is told before anything is fetched, whatever is served
     hosted = []
     for name in config.models:
         manifest = catalogue.load(name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,11 +19,12 @@ from typing import Final
 import orjson
 
 from inferpool.home import Home
-from inferpool.protocol.errors import Unavailable
+from inferpool.protocol.errors import CODES, Unavailable
 
 START_TIMEOUT_S: Final = 120.0  # an engine that loads a large model
 STOP_TIMEOUT_S: Final = 15.0
 _LOG_TAIL: Final = 12
+_ERROR: Final = re.compile(r"error: (?P<message>.*) \[(?P<code>\w+)\]")  # daemon.__main__'s
 ROLES: Final = ("chain", "node", "gateway")
 
 
@@ -79,16 +81,21 @@ class Pool:
             timer.cancel()
         if not line:
             process.wait()
-            raise Unavailable(
-                f"The {role} did not start (exit code {process.returncode}):\n{self._tail(role)}",
-                code="engine_unavailable",
-            )
+            raise self._not_started(role, process.returncode)
         facts: Mapping[str, object] = orjson.loads(line)
         return facts
 
-    def _tail(self, role: str) -> str:
-        text = self.log(role).read_text("utf-8", errors="replace")
-        return "\n".join(text.splitlines()[-_LOG_TAIL:])
+    def _not_started(self, role: str, exit_code: int) -> Unavailable:
+        """The role's own error in one line where it gave one, else the end of its log."""
+        lines = self.log(role).read_text("utf-8", errors="replace").splitlines()
+        said = _ERROR.fullmatch(lines[-1]) if lines else None
+        if said is not None and said["code"] in CODES:
+            return Unavailable(f"The {role} did not start: {said['message']}", code=said["code"])
+        tail = "\n".join(lines[-_LOG_TAIL:])
+        return Unavailable(
+            f"The {role} did not start (exit code {exit_code}):\n{tail}",
+            code="engine_unavailable",
+        )
 
     def stop(self, role: str) -> int:
         """End one role: its input first, then a signal; returns its exit code."""

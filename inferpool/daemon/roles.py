@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import fcntl
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from inferpool.config import Config
@@ -20,7 +22,25 @@ def serve(role: str, config: Config, home: Home) -> None:
     }
     if role not in mains:
         raise Refused(f"no role {role!r}; there are {', '.join(mains)}", code="bad_config")
-    run(partial(mains[role], config, home))
+    with _alone(home, role):
+        run(partial(mains[role], config, home))
+
+
+@contextmanager
+def _alone(home: Home, role: str) -> Iterator[None]:
+    """Hold a role's lock: two processes over one ledger would each undo the other's money."""
+    path = home.root / "run" / f"{role}.lock"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("ab") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(
+                f"a {role} already runs from {home.root}; end it, or set INFERPOOL_HOME to another"
+                " directory",
+                code="bad_config",
+            ) from None
+        yield
 
 
 async def _chain(config: Config, home: Home) -> None:

@@ -34,10 +34,11 @@ def listen(host: str, port: int, flag: str) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         found.close()
+        why = error.strerror if isinstance(error, OSError) else "ports go from 0 to 65535"
         raise Refused(
-            f"port {port} on {host} cannot be used ({error.strerror}); choose another with {flag}",
+            f"port {port} on {host} cannot be used ({why}); choose another with {flag}",
             code="bad_config",
         ) from None
     found.listen(2048)

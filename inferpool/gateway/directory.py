@@ -36,6 +36,7 @@ from inferpool.transport.base import Transport, TransportError
 _LOG = logging.getLogger("inferpool.directory")
 OFFER_PATH: Final = "/.well-known/inferpool/offer"
 REFRESH_EVERY_S: Final = 30.0
+REGISTRY_EVERY_S: Final = 2.0
 NODES_MAX: Final = 100_000
 
 OpenTransport = Callable[[str, bytes | None], Transport]
@@ -57,12 +58,12 @@ class Directory:
     _leases: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
     _pipes: dict[str, Transport] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
-    _lost: asyncio.Event = field(default_factory=asyncio.Event)  # a node went: look again soon
+    _endpoints: set[str] = field(default_factory=set)  # as the registry had them last
+    _lost: bool = False  # a node did not answer at the last look
 
     async def start(self) -> None:
         """Look once, then keep looking."""
-        if not await self.refresh():
-            self._lost.set()
+        self._lost = not await self.refresh()
         self._task = asyncio.create_task(self._run(), name="directory")
 
     async def close(self) -> None:
@@ -76,40 +77,47 @@ class Directory:
             await pipe.close()
 
     async def _run(self) -> None:
-        """Look every half minute; after a node was lost sooner, with growing pauses."""
-        pause_s = LEASE_RETRY_S
+        """Follow the registry's events every two seconds, which is cheap; look at every node each
+        half minute, and after one was lost sooner, with growing pauses."""
+        loop = asyncio.get_running_loop()
+        looked_s, pause_s = loop.time(), REGISTRY_EVERY_S
         while True:
-            pause_s = min(self.refresh_every_s, 2 * pause_s)
-            try:
-                async with asyncio.timeout(self.refresh_every_s - pause_s):
-                    await self._lost.wait()
-                    self._lost.clear()
-            except TimeoutError:
-                pass
-            await asyncio.sleep(pause_s)
-            if await self.refresh():
-                pause_s = LEASE_RETRY_S
-            else:
-                self._lost.set()
+            await asyncio.sleep(REGISTRY_EVERY_S)
+            since_s = loop.time() - looked_s
+            if since_s < (pause_s if self._lost else self.refresh_every_s):
+                known = self._endpoints
+                await self._look_at(await self._registered() - known)
+                continue
+            self._lost = not await self.refresh()
+            looked_s = loop.time()
+            pause_s = min(self.refresh_every_s, 2 * pause_s) if self._lost else REGISTRY_EVERY_S
+
+    async def _registered(self) -> set[str]:
+        """Every endpoint of the registry and of the configuration; the last known where the chain
+        is away."""
+        try:
+            registrations = await self.chain.registrations()
+        except Unavailable as error:
+            _LOG.warning("the registry cannot be read now: %s", error.message)
+            return self._endpoints
+        self._bound = {item.node: item.owner for item in registrations}
+        self._endpoints = set(self.urls) | {item.endpoint for item in registrations}
+        return self._endpoints
 
     async def refresh(self) -> bool:
         """Read the registry and every node's offer, 64 at a time; False where one was missing."""
-        endpoints = set(self.urls)
-        try:
-            registrations = await self.chain.registrations()
-            self._bound = {item.node: item.owner for item in registrations}
-            endpoints |= {item.endpoint for item in registrations}
-        except Unavailable as error:
-            _LOG.warning("the registry cannot be read now: %s", error.message)
+        found = await self._look_at(await self._registered())
+        self._sweep()
+        return found
+
+    async def _look_at(self, endpoints: set[str]) -> bool:
         gate = asyncio.Semaphore(DISCOVERY_AT_ONCE)
 
         async def look(url: str) -> bool:
             async with gate:
                 return await self._look(url)
 
-        seen = await asyncio.gather(*(look(url) for url in sorted(endpoints)))
-        self._sweep()
-        return all(seen)
+        return all(await asyncio.gather(*(look(url) for url in sorted(endpoints))))
 
     async def _look(self, url: str) -> bool:
         try:
@@ -226,8 +234,7 @@ class Directory:
                 pause_s = LEASE_RETRY_S
             await asyncio.sleep(pause_s)
             pause_s = min(self.refresh_every_s, 2 * pause_s)
-            if not await self._look(node.url):
-                self._lost.set()  # it may have moved; the registry knows
+            await self._look(node.url)
 
     async def _follow(self, node: KnownNode, first: asyncio.Event) -> None:
         limit_s = (LEASE_EVERY_MS + LEASE_VALID_MS) / 1000

@@ -41,6 +41,7 @@ CODES: Final[dict[str, tuple[int, str, str]]] = {
     "method_not_allowed": (405, "invalid_request_error", "The path exists, the method does not."),
     "duplicate_request": (409, "invalid_request_error", "This request id was already used."),
     "body_too_large": (413, "invalid_request_error", "The body is over the limit."),
+    "unsupported_encoding": (415, "invalid_request_error", "A compressed body is not read."),
     "invalid_api_key": (401, "authentication_error", "The API key is missing or unknown."),
     "not_loopback": (403, "permission_error", "Without a key only loopback callers are served."),
     "payment_required": (402, "payment_error", "The request carries no payment."),

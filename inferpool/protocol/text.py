@@ -105,9 +105,7 @@ def read_json(data: bytes, limit: int) -> dict[str, object]:
     return body
 
 
-def refuse_rest(
-    body: Mapping[str, object], no_ops: Mapping[str, tuple[object, ...]]
-) -> None:
+def refuse_rest(body: Mapping[str, object], no_ops: Mapping[str, tuple[object, ...]]) -> None:
     """Refuse by name whatever is left in a body and would have an effect."""
     for name, value in body.items():
         if name in IGNORED or any(_same(value, usual) for usual in no_ops.get(name, ())):

@@ -33,6 +33,7 @@ from inferpool.transport.base import ConnectFailed, Headers, Response, Transport
 from inferpool.transport.memory import MemoryTransport
 
 API_KEY = "sim-key"
+DISK_S = 0.02  # a slow disk: crashes between a write and its commit must be common
 
 
 def key_of(seed: int, role: str) -> Key:
@@ -105,7 +106,7 @@ class SimNode:
         """Start, or start again with what is on disk."""
         owner, key = key_of(self.seed, f"{self.name}/owner"), key_of(self.seed, f"{self.name}/node")
         self.starts += 1
-        self.journal = MemoryJournal(self.journal.engine)
+        self.journal = MemoryJournal(self.journal.engine, DISK_S)
         terms = Terms(
             chain_id=self.chain.chain_id,
             asset=DEV_DOLLAR_ADDRESS,
@@ -177,7 +178,7 @@ class SimGateway:
 
     async def start(self) -> None:
         """Start, or start again with what is on disk."""
-        self.journal = MemoryJournal(self.journal.engine)
+        self.journal = MemoryJournal(self.journal.engine, DISK_S)
         ledger = PayerLedger(self.journal, self.chain.chain_id)
         if ledger.account(API_KEY) is None:
             await ledger.add_account(API_KEY, Account("client", self.limit_pico_usd), 0)

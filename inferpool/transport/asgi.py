@@ -45,6 +45,13 @@ class HttpRequest:
 
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises BadRequest(body_too_large) before it reads past `limit`."""
+        encoding = self.headers.get(b"content-encoding", b"identity")
+        if encoding != b"identity":  # a small body could unpack to any size
+            name = encoding[:32].decode("latin-1")
+            raise BadRequest(
+                f"Content-Encoding: {name} is not read; send the body as it is.",
+                code="unsupported_encoding",
+            )
         declared = self.headers.get(b"content-length", b"0")
         if not declared.isdigit() or len(declared) > 15 or int(declared) > limit:
             raise BadRequest(f"The body is over {limit} bytes.", code="body_too_large")

@@ -117,7 +117,7 @@ asyncio.run(main())
 
 async def test_no_orphan_after_the_parent_was_killed(gguf: Path) -> None:
     command = [sys.executable, "-c", PARENT, str(gguf)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:  # noqa: ASYNC220 - a parent
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = int(await asyncio.to_thread(parent.stdout.readline))
         assert alive(child)

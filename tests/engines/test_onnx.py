@@ -109,7 +109,7 @@ def test_any_bytes_are_refused_or_read(data: bytes, count: int) -> None:
         check_tensor(TensorSpec("x", "BYTES", (-1,)), tensor)
         assert from_numpy("x", to_numpy(tensor)) == tensor
     except InferpoolError as error:
-        assert error.code == "invalid_tensor"  # noqa: PT017 - either way is right
+        assert error.code == "invalid_tensor"
 
 
 # -- what is refused before it is loaded ---------------------------------------------------------

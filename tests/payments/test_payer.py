@@ -226,9 +226,7 @@ def test_a_late_receipt_is_still_bound_to_request_channel_model_and_maximum(memb
 
 def test_a_late_receipt_of_a_cut_answer_names_the_model_too() -> None:
     """A cheap model's tokens must not be sold as another's by cutting the answer short."""
-    made = replace(
-        honest_receipt(), manifest=TAMPERED["manifest"], outcome=Outcome.CANCELLED
-    )
+    made = replace(honest_receipt(), manifest=TAMPERED["manifest"], outcome=Outcome.CANCELLED)
     with pytest.raises(ReceiptInvalid):
         check_late_receipt(signed(made), attempt())
 

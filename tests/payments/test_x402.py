@@ -321,8 +321,9 @@ junk = st.recursive(
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=12)
     | st.sampled_from(["0x" + "00" * 20, "0x" + "11" * 32, "9" * 50, "batch-settlement"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -367,9 +368,7 @@ def test_whatever_a_payer_sends_is_read_or_refused(header: bytes) -> None:
         assert (payment.authorization is not None) == (payment.kind == "deposit")
 
 
-CORRECTIVE = json.loads(
-    base64.b64decode(x402.payment_required(TERMS, 25, "/v1", NEEDED, VIEW))
-)
+CORRECTIVE = json.loads(base64.b64decode(x402.payment_required(TERMS, 25, "/v1", NEEDED, VIEW)))
 
 
 @FUZZ
@@ -382,7 +381,7 @@ def test_whatever_a_node_answers_is_read_or_refused(header: bytes) -> None:
     assert isinstance(reason, str)
     if view is not None:
         assert len(view.channel_id) == 32
-        assert 0 <= min(view.charged, view.balance, view.signed_max)
+        assert min(view.charged, view.balance, view.signed_max) >= 0
         assert max(view.charged, view.balance, view.signed_max) < 2**128
 
 

@@ -262,7 +262,7 @@ async def test_cut_after(after: int) -> None:
     async with faulty(Fault(cut_after=after), Fault(cut_after=after)) as (transport, _echo):
         answer = await transport.request("POST", "/", [], b"abcd", timeout_s=5)
         chunks: list[bytes] = []
-        with pytest.raises(ConnectionCut):  # noqa: PT012 - what came before it is looked at
+        with pytest.raises(ConnectionCut):
             async for chunk in answer.chunks():
                 chunks.append(chunk)  # noqa: PERF401
         assert chunks == [b"a", b"b", b"cd"][:after]

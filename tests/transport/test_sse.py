@@ -71,7 +71,7 @@ def test_any_split_gives_the_same_events(data: bytes, cuts: list[int]) -> None:
 @pytest.mark.parametrize("piece", [b"data: " + b"x" * 50, b"data: xxxxxxxx\n", b"x" * 9])
 def test_an_event_is_limited(piece: bytes) -> None:
     parser = SseParser(100)
-    with pytest.raises(AnswerInvalid):  # noqa: PT012 - at one of them
+    with pytest.raises(AnswerInvalid):
         for _ in range(20):
             parser.feed(piece)
 

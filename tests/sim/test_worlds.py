@@ -1,0 +1,116 @@
+"""Whole worlds from one seed: the money rules hold, the same seed gives the same world, and each
+rule can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from inferpool.payments.journal import MemoryJournal, Write
+from inferpool.payments.payee import PayeeChannel
+from inferpool.payments.payer import PayerChannel
+from inferpool.protocol.receipt import Receipt
+from inferpool.sim.clients import BrokenAnswer
+from inferpool.sim.invariants import Violated
+from inferpool.sim.world import Options, simulate
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_the_money_rules_hold_while_everything_breaks(seed: int) -> None:
+    report = simulate(Options(seed=seed, seconds=60.0))
+    assert report.checks > 100
+    assert sum(report.crashes.values()) >= 3
+    assert report.outcomes["chat"] > 50
+    assert report.outcomes["continued"] > 5
+    assert report.claimed_base_units > 0
+
+
+def test_without_faults_every_request_is_served() -> None:
+    report = simulate(Options(seed=5, seconds=20.0, faults=0.0))
+    assert set(report.outcomes) == {"chat", "tensor", "left"}
+
+
+def test_a_budget_is_never_overdrawn() -> None:
+    report = simulate(Options(seed=6, seconds=20.0, faults=0.5, limit_pico_usd=200_000_000))
+    assert report.outcomes["error:budget_exceeded"] > 0
+
+
+def digest(seed: int, hash_seed: str) -> str:
+    code = (
+        "from inferpool.sim.world import Options, simulate;"
+        f"print(simulate(Options(seed={seed}, seconds=15.0)).digest)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_a_seed_names_one_world() -> None:
+    assert digest(7, "1") == digest(7, "2")
+    assert digest(7, "1") != digest(8, "1")
+
+
+def never_checks_cover(
+    self: PayeeChannel, request_id: bytes, voucher: object, maximum: int
+) -> None:
+    self.held[request_id] = maximum
+    self.held_total += maximum
+
+
+def charges_twice(charge: Callable[..., int]) -> Callable[..., int]:
+    def charge_twice(self: PayeeChannel, request_id: bytes, charge_pico_usd: int) -> int:
+        self.total_pico_usd += charge_pico_usd
+        return charge(self, request_id, charge_pico_usd)
+
+    return charge_twice
+
+
+def keeps_holds(book: Callable[..., None]) -> Callable[..., None]:
+    def book_and_keep(self: PayerChannel, receipt: Receipt) -> None:
+        held = self.held.get(receipt.request_id, 0)
+        book(self, receipt)
+        self.held_total += held
+
+    return book_and_keep
+
+
+def acknowledges_early(write: Callable[..., asyncio.Future[None]]) -> Callable[..., object]:
+    def write_early(self: MemoryJournal, writes: list[Write]) -> asyncio.Future[None]:
+        write(self, writes)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    return write_early
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "broken"),
+    [
+        (PayeeChannel, "admit", lambda _: never_checks_cover),
+        (PayeeChannel, "charge", charges_twice),
+        (PayerChannel, "book", keeps_holds),
+        (MemoryJournal, "write", acknowledges_early),
+    ],
+    ids=["work without cover", "charge twice", "hold kept", "acknowledged before it is durable"],
+)
+def test_a_broken_rule_is_seen(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, broken: Callable[..., object]
+) -> None:
+    """The one place where our code is altered: to prove that the simulator can fail."""
+    monkeypatch.setattr(owner, name, broken(getattr(owner, name)))
+    with pytest.raises((Violated, AssertionError, BrokenAnswer)):
+        for seed in range(1, 9):
+            simulate(Options(seed=seed, seconds=40.0))
