@@ -23,6 +23,7 @@ DOLLAR_VERSION: Final = "1"
 
 FIXED: Final[dict[str, bytes]] = {
     "BatchSettlement": CHANNELS_ADDRESS,
+    "Disputes": DEV_COURT_ADDRESS,
     "Erc3009Collector": COLLECTOR_3009_ADDRESS,
     "Multicall3": MULTICALL3_ADDRESS,
     "Registry": DEV_REGISTRY_ADDRESS,

@@ -18,6 +18,7 @@ from inferpool.chain.addresses import (
     DEV_CHAIN_ID,
     DEV_COURT_ADDRESS,
     DEV_DOLLAR_ADDRESS,
+    DEV_REGISTRY_ADDRESS,
     FIXED,
 )
 from inferpool.chain.devchain.keys import DEV_KEYS
@@ -28,6 +29,7 @@ ARTIFACTS: Final = CONTRACTS / "artifacts.json"
 EVM_VERSION: Final = "cancun"  # every chain that x402 runs on has it
 
 _CONSTRUCTOR_ARGUMENTS: Final[dict[str, tuple[bytes, ...]]] = {
+    "Disputes": (DEV_REGISTRY_ADDRESS,),
     "Registry": (DEV_DOLLAR_ADDRESS, DEV_COURT_ADDRESS),
 }
 

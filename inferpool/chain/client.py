@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from inferpool.chain import cases
 from inferpool.chain.abi import contract, encode
 from inferpool.chain.addresses import DEV_REGISTRY_ADDRESS, MULTICALL3_ADDRESS
 from inferpool.chain.authorization import binding_digest, claim_batch_digest, refund_digest
@@ -25,12 +26,16 @@ from inferpool.chain.rpc import Post, Rpc, RpcRefused, post_by_urllib, unavailab
 from inferpool.chain.sender import RECEIPT_TIMEOUT_S, Sender
 from inferpool.identity.signing import Key
 from inferpool.protocol.encoding import to_hex
+from inferpool.protocol.errors import Refused
+from inferpool.protocol.offer import SignedOffer
+from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.voucher import CHANNELS_ADDRESS, COLLECTOR_3009_ADDRESS, ChannelConfig
 
 CLAIMS_MAX: Final = 100  # of one transaction
 
 _SETTLEMENT: Final = contract("BatchSettlement")
 _REGISTRY: Final = contract("Registry")
+_COURT: Final = contract("Disputes")
 _TOKEN: Final = contract("TestDollar")
 _MULTICALL: Final = contract("Multicall3")
 
@@ -217,6 +222,37 @@ class EvmChain:
         """Leave the registry; all stake starts its way out."""
         return await self._registered("deregister")
 
+    # -- the court; the sender is the reporter, any one, and gets a tenth of the penalty
+
+    async def report_two_receipts(
+        self, first: SignedReceipt, second: SignedReceipt
+    ) -> TransactionReceipt:
+        """Have a key punished for two receipts with one request id or number of a channel."""
+        arguments = (cases.signed_receipt_struct(first), cases.signed_receipt_struct(second))
+        return await self._reported("report_two_receipts", *arguments)
+
+    async def report_overcharge(
+        self, receipt: SignedReceipt, offer: SignedOffer
+    ) -> TransactionReceipt:
+        """Have a key punished for a charge above its offer's prices."""
+        return await self._reported("report_overcharge", cases.exhibit_struct(receipt, offer))
+
+    async def report_other_manifest(
+        self, receipt: SignedReceipt, offer: SignedOffer
+    ) -> TransactionReceipt:
+        """Have a key punished for a receipt that is not of the service that it names."""
+        return await self._reported("report_other_manifest", cases.exhibit_struct(receipt, offer))
+
+    async def court(self) -> bytes:
+        """The address of the registry's court. Raises Refused where there is none of ours: what
+        is sent to an address without code succeeds, and does nothing."""
+        answer = await self._read(self.registry, _REGISTRY.call("COURT"))
+        found: bytes = _REGISTRY.functions["COURT"].result(answer)[0]
+        answer = await self._read(found, _COURT.call("REGISTRY"))
+        if _COURT.functions["REGISTRY"].result(answer) != (self.registry,):
+            raise Refused("the registry's court judges for another one", code="chain_reverted")
+        return found
+
     # -- tokens
 
     async def transfer(self, token: bytes, to: bytes, amount: int) -> TransactionReceipt:
@@ -252,6 +288,9 @@ class EvmChain:
 
     async def _registered(self, function: str, *args: object) -> TransactionReceipt:
         return await self._send(self.registry, _REGISTRY.call(function, *args))
+
+    async def _reported(self, function: str, *args: object) -> TransactionReceipt:
+        return await self._send(await self.court(), _COURT.call(function, *args))
 
     async def _binding(self, node: Key) -> bytes:
         """A node key's agreement to the sender as its owner."""

@@ -1,8 +1,9 @@
 """`MemoryChain`: the seam in memory, deterministic, for the simulator and for tests; and
 `FailingChain`, which wraps any chain and fails where it is told to.
 
-The rules are in `ledger` and `registry_ledger`; here are senders, signatures for others, and block
-numbers. Each transaction is a block of its own. There are no reorgs and no fees that run out.
+The rules are in `ledger`, `registry_ledger` and `court_ledger`; here are senders, signatures for
+others, and block numbers. Each transaction is a block of its own. There are no reorgs and no fees
+that run out.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from inferpool.chain.base import (
     Registration,
     TransactionReceipt,
 )
+from inferpool.chain.court_ledger import CourtLedger, Verdict
 from inferpool.chain.ledger import Settlement, Tokens, refuse
 from inferpool.chain.registry_ledger import RegistryLedger
 from inferpool.identity.signing import Key
 from inferpool.protocol.eip712 import keccak256
+from inferpool.protocol.offer import SignedOffer
+from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.voucher import ChannelConfig
 
 CLAIMS_MAX: Final = 100
@@ -45,6 +49,7 @@ GAS: Final = {
     "refund": 72_000,
     "token": 51_000,
     "registry": 134_000,
+    "report": 130_000,
 }
 _GAS_BALANCE_WEI: Final = 10**18
 
@@ -57,6 +62,7 @@ class _World:
     tokens: Tokens
     settlement: Settlement
     registry: RegistryLedger
+    court: CourtLedger
     block: int = 0
     withdrawals: list[tuple[int, bytes, bytes]] = field(default_factory=list)
 
@@ -78,11 +84,13 @@ class MemoryChain:
         self._token = token
         self._sender = sender
         self._authorizer = authorizer
+        registry = RegistryLedger(tokens, token, DEV_REGISTRY_ADDRESS, DEV_COURT_ADDRESS)
         self._world = _World(
             now_s,
             tokens,
             Settlement(chain_id, tokens),
-            RegistryLedger(tokens, token, DEV_REGISTRY_ADDRESS, DEV_COURT_ADDRESS),
+            registry,
+            CourtLedger(registry, chain_id, DEV_COURT_ADDRESS),
         )
 
     def with_sender(self, sender: Key | bytes, authorizer: Key | None = None) -> MemoryChain:
@@ -224,6 +232,33 @@ class MemoryChain:
         """Take an owner's stake; the court only."""
         self._world.registry.slash(self._sender, owner, amount, to)
         return self._mined("registry")
+
+    # -- the court; the sender is the reporter
+
+    async def report_two_receipts(
+        self, first: SignedReceipt, second: SignedReceipt
+    ) -> TransactionReceipt:
+        """Have a key punished for two receipts with one request id or number of a channel."""
+        self._world.court.report_two_receipts(self._sender, first, second)
+        return self._mined("report")
+
+    async def report_overcharge(
+        self, receipt: SignedReceipt, offer: SignedOffer
+    ) -> TransactionReceipt:
+        """Have a key punished for a charge above its offer's prices."""
+        self._world.court.report_overcharge(self._sender, receipt, offer)
+        return self._mined("report")
+
+    async def report_other_manifest(
+        self, receipt: SignedReceipt, offer: SignedOffer
+    ) -> TransactionReceipt:
+        """Have a key punished for a receipt that is not of the service that it names."""
+        self._world.court.report_other_manifest(self._sender, receipt, offer)
+        return self._mined("report")
+
+    def verdicts(self) -> list[Verdict]:
+        """All that was judged, in order."""
+        return list(self._world.court.verdicts)
 
     # -- tokens
 

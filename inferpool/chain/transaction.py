@@ -54,6 +54,11 @@ def sign_transaction(transaction: Transaction, key: Key) -> bytes:
     return _TYPE + rlp([*fields, *(_integer(word) for word in words)])
 
 
+def created_address(sender: bytes, nonce: int) -> bytes:
+    """Where the contract is that a sender's transaction number `nonce` creates."""
+    return keccak256(rlp([sender, _integer(nonce)]))[12:]
+
+
 def _integer(value: int) -> bytes:
     """Big-endian without leading zeros; zero is empty."""
     return value.to_bytes((value.bit_length() + 7) // 8, "big")

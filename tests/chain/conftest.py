@@ -64,6 +64,7 @@ class Roles:
     liar: Key = field(default_factory=lambda: key("liar"))
     owner: Key = field(default_factory=lambda: key("owner"))
     court: Key = field(default_factory=lambda: key("court"))
+    reporter: Key = field(default_factory=lambda: key("reporter"))
 
 
 class Clock:

@@ -14,6 +14,7 @@ SOURCES = sorted(build.CONTRACTS.glob("*.vy"))
 DEPLOYABLE = [path for path in SOURCES if path.stem in FIXED]
 
 
+@pytest.mark.timeout(180)  # all of the compiler, on a busy machine
 def test_artifacts_are_what_the_sources_compile_to() -> None:
     assert build.ARTIFACTS.read_text(encoding="utf-8") == build.to_json(build.build())
 
@@ -50,6 +51,19 @@ def test_the_registry_is_small_and_has_no_admin() -> None:
         "register", "replace_key", "set_endpoint", "deregister",
         "add_stake", "unstake", "withdraw_stake", "slash",
     }  # fmt: skip
+
+
+def test_the_court_is_small_and_can_only_judge() -> None:
+    source = (build.CONTRACTS / "Disputes.vy").read_text(encoding="utf-8")
+    assert source.count("\n") < 250
+    changing = {
+        entry["name"]
+        for entry in contract("Disputes").abi
+        if entry["type"] == "function" and entry["stateMutability"] != "view"
+    }
+    judging = {"report_two_receipts", "report_overcharge", "report_other_manifest"}
+    assert changing == judging | {"service_hash", "offence_of"}
+    assert contract("Disputes").layout.keys() == {"judged"}
 
 
 @pytest.mark.parametrize("name", sorted(FIXED))

@@ -9,9 +9,12 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
 from inferpool.chain.addresses import DEV_DOLLAR_ADDRESS, DEV_REGISTRY_ADDRESS
 from inferpool.chain.deploy import deploy
 from inferpool.chain.registry_ledger import UNSTAKE_DELAY_S
+from tests.chain import signed
 
 SNAPSHOT = Path(__file__).with_name("gas.json")
 RISE_MAX_PERCENT = 5
@@ -88,8 +91,35 @@ def measure_registry(world, run, new_key) -> dict[str, int]:
     return gas
 
 
+def measure_court(world, run, new_key) -> dict[str, int]:
+    """By a reporter that holds the token already; the burnt part's balance is warm too."""
+    owner, reporter = world.chain(world.roles.liar), world.chain(world.roles.reporter)
+    node, holder = new_key("liar's node"), world.roles.liar.address
+    run(owner.approve(DEV_DOLLAR_ADDRESS, DEV_REGISTRY_ADDRESS, AMOUNT))
+    run(owner.register(node, "https://node.example/offer", stake=AMOUNT))
+    gas: dict[str, int] = {}
+    for count in (2, 128):
+        services = tuple(signed.service(number) for number in range(count))
+        offer = signed.offer(node, holder, services=services)
+        lies = [
+            signed.receipt(node, offer, seed=seed, service=1, charge_pico_usd=10**12)
+            for seed in (count, count + 1)
+        ]
+        two = run(reporter.report_two_receipts(*lies)).gas_used
+        gas.setdefault("report two receipts, first", two)
+        gas["report two receipts, later"] = two
+        dear = run(reporter.report_overcharge(lies[0], offer)).gas_used
+        gas[f"report overcharge, {count} services"] = dear
+        other = signed.receipt(node, offer, manifest=bytes(32))
+        wrong = run(reporter.report_other_manifest(other, offer)).gas_used
+        gas[f"report other manifest, {count} services"] = wrong
+    return gas
+
+
+@pytest.mark.timeout(120)  # 250 transactions
 def test_no_transaction_costs_more_than_it_did(dev_world, run, new_key) -> None:
     gas = measure_channels(dev_world, run) | measure_registry(dev_world, run, new_key)
+    gas |= measure_court(dev_world, run, new_key)
     if os.environ.get("INFERPOOL_UPDATE_GAS"):
         SNAPSHOT.write_text(json.dumps(gas, indent=1) + "\n", encoding="utf-8")
     known = json.loads(SNAPSHOT.read_text(encoding="utf-8"))

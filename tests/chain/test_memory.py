@@ -11,9 +11,11 @@ from inferpool.chain.addresses import (
     DEV_REGISTRY_ADDRESS,
 )
 from inferpool.chain.base import Chain, ChannelState
-from inferpool.chain.memory import FailingChain, Failure, MemoryChain
+from inferpool.chain.court_ledger import BURN_ADDRESS
+from inferpool.chain.memory import GAS, FailingChain, Failure, MemoryChain
 from inferpool.protocol.errors import Refused, Unavailable
 from inferpool.protocol.voucher import CHANNELS_ADDRESS
+from tests.chain import signed
 
 UNAVAILABLE = Unavailable("the chain does not answer", code="chain_unavailable")
 
@@ -64,6 +66,26 @@ def test_slashing_is_for_the_court_and_stops_at_the_stake(clock, dev_world, run,
     assert run(court.token_balance(DEV_DOLLAR_ADDRESS, roles.liar.address)) == 400
     run(court.slash(roles.owner.address, 400, roles.liar.address))
     assert run(court.token_balance(DEV_DOLLAR_ADDRESS, roles.liar.address)) == 500
+
+
+def test_a_verdict_in_memory_moves_what_the_contract_moves(clock, dev_world, run, new_key) -> None:
+    roles, node = dev_world.roles, new_key("node")
+    owner = MemoryChain(clock, sender=roles.owner.address)
+    owner.fund(roles.owner.address, 1_000)
+    run(owner.approve(DEV_DOLLAR_ADDRESS, DEV_REGISTRY_ADDRESS, 1_000))
+    run(owner.register(node, "https://node.example", stake=1_000))
+    offer = signed.offer(node, roles.owner.address)
+    lie = signed.receipt(node, offer, charge_pico_usd=10**12)
+    reporter = owner.with_sender(roles.reporter)
+    receipt = run(reporter.report_overcharge(lie, offer))
+    assert receipt.gas_used == GAS["report"]
+    assert run(owner.token_balance(DEV_DOLLAR_ADDRESS, roles.reporter.address)) == 20
+    assert run(owner.token_balance(DEV_DOLLAR_ADDRESS, BURN_ADDRESS)) == 180
+    (verdict,) = reporter.verdicts()
+    assert (verdict.owner, verdict.node) == (roles.owner.address, node.address)
+    with pytest.raises(Refused, match="already judged"):
+        run(reporter.report_overcharge(lie, offer))
+    assert owner.supply() == 1_000
 
 
 def test_a_stranger_needs_the_authorisers_key(funded, dev_world, run) -> None:
