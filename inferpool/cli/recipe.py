@@ -1,0 +1,276 @@
+"""`inferpool recipe` and `inferpool recipes`: real uses, end to end, with their figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.progress import Progress
+from rich.table import Table
+
+from inferpool.cli.console import ERR, OUT, AsJson, print_json
+from inferpool.recipes import registry
+from inferpool.recipes.kit.case import Case
+from inferpool.recipes.kit.running import Decision, Listener
+
+HELP = """List the recipes: real uses on real data, end to end.
+
+Examples:
+
+  inferpool recipes
+
+  inferpool recipes --json"""
+
+app = typer.Typer(
+    help="""Run, evaluate or train a recipe: a real use on real data, end to end.
+
+Examples:
+
+  inferpool recipe run spam
+
+  inferpool recipe eval spam --json
+
+  inferpool recipe train spam --write""",
+    no_args_is_help=True,
+)
+
+Name = Annotated[str, typer.Argument(help="A recipe's name; see `inferpool recipes`.")]
+Names = Annotated[list[str] | None, typer.Argument(help="Names; all if none is given.")]
+
+
+def recipes(as_json: AsJson = False) -> None:
+    """List."""
+    found = [recipe.facts() for recipe in registry.all()]
+    if as_json:
+        print_json(found)
+        return
+    for item in found:
+        OUT.print(f"[bold]{item['name']:12}[/] {item['title']}: {', '.join(item['models'])}")
+        OUT.print(f"{'':12} {item['summary']}", style="dim")
+
+
+@app.command("eval")
+def evaluate(names: Names = None, as_json: AsJson = False) -> None:
+    """Score the held-out cases through the pool and in this process; exit code 1 if they differ
+    or a figure is not reached.
+
+    Example:  inferpool recipe eval crm
+    """
+    from inferpool.recipes.kit.running import evaluate as evaluate_case
+
+    chosen = [registry.load(name) for name in names or registry.NAMES]
+    cases = [case for recipe in chosen for case in recipe.cases]
+    with _scorers(cases) as (pool, engine), _listening(as_json) as listener:
+        results = [evaluate_case(case, pool, engine, None, listener) for case in cases]
+    if as_json:
+        print_json(results)
+    else:
+        _print_cases(results)
+    _exit(results)
+
+
+@app.command("run")
+def run(
+    name: Name,
+    small: Annotated[bool, typer.Option("--small", help="Few cases, for a first look.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report and audits.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole recipe through a pool: figures, drift, decisions with audits, latency, cost.
+
+    Example:  inferpool recipe run crm --small
+    """
+    from inferpool.recipes.kit import report
+    from inferpool.recipes.kit.running import run_case
+
+    recipe, begun = registry.load(name), time.monotonic()
+    folder = out or Path(f"recipe-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    with _scorers(recipe.cases) as (pool, engine), _listening(as_json) as listener:
+        cases = [
+            run_case(recipe, case, pool, engine, folder, small=small, listener=listener)
+            for case in recipe.cases
+        ]
+    facts = {
+        **recipe.facts(),
+        "small": small,
+        "seconds": round(time.monotonic() - begun, 1),
+        "cases": cases,
+    }
+    page, _ = report.write(facts, folder)
+    if as_json:
+        print_json(facts)
+    else:
+        _print_cases(cases)
+        OUT.print(f"\nreport: {page} ({facts['seconds']} s)", markup=False)
+    # The bars are for all held-out cases; a few say little about them.
+    _exit(cases, bars=not small)
+
+
+@app.command("train")
+def train(
+    name: Name,
+    write: Annotated[
+        bool, typer.Option("--write", help="Replace the committed model, card and cases.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Rebuild the models from the data (dependency group `train`); seeded, through the parity gate.
+
+    Example:  inferpool recipe train crm
+    """
+    from dataclasses import asdict
+
+    from inferpool.recipes.kit import card
+    from inferpool.recipes.kit.running import train as train_case
+
+    recipe, results = registry.load(name), []
+    for case in recipe.cases:
+        with ERR.status(f"training {case.model}"):
+            trained, figures, parity = train_case(case)
+        results.append(
+            {
+                "model": case.model,
+                "bytes": len(trained.model),
+                "parity": parity,
+                "figures": [asdict(item) | {"reached": item.reached} for item in figures],
+                "agrees": True,
+            }
+        )
+        if not as_json:
+            _print_cases(results[-1:])
+        if write and all(item.reached for item in figures):
+            for path in card.write(recipe, case, trained, figures, parity):
+                OUT.print(f"wrote {path}", markup=False) if not as_json else None
+    if as_json:
+        print_json(results)
+    _exit(results)
+
+
+@app.command("replay")
+def replay(
+    files: Annotated[list[Path], typer.Argument(help="Audit files.")], as_json: AsJson = False
+) -> None:
+    """Make decisions again from their audit files; exit code 1 where one comes out differently.
+
+    Example:  inferpool recipe replay out/decisions/churn/*.json
+    """
+    from dataclasses import asdict
+
+    import orjson
+
+    from inferpool.recipes.kit import audit
+    from inferpool.recipes.kit.scorer import EngineScorer
+
+    results = []
+    with EngineScorer() as engine:
+        for file in files:
+            again = audit.replay(orjson.loads(file.read_bytes()), engine)
+            results.append({"file": str(file), **asdict(again)})
+    if as_json:
+        print_json(results)
+    else:
+        for item in results:
+            how = "bit for bit" if item["bitwise"] else f"difference {item['difference']:.2g}"
+            OUT.print(f"{'same' if item['same'] else 'DIFFERENT'}, {how}: {item['file']}")
+    if not all(item["same"] for item in results):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _scorers(cases: Sequence[Case]) -> Iterator[tuple[Any, Any]]:
+    from inferpool.recipes.kit.pool import open_pool
+    from inferpool.recipes.kit.scorer import EngineScorer
+
+    with EngineScorer() as engine, open_pool([case.model for case in cases]) as pool:
+        yield pool, engine
+
+
+@contextmanager
+def _listening(quiet: bool) -> Iterator[Listener]:
+    """A progress bar for the held-out cases and a table that grows by each decision."""
+    if quiet or not ERR.is_terminal:
+        yield Listener()
+        return
+    table = Table("model", "score", "verdict", "what moved it", "node", "replay")
+    bars = Progress(console=ERR)
+    tasks: dict[str, Any] = {}
+
+    def progress(label: str, done: int, total: int) -> None:
+        if label not in tasks:
+            tasks[label] = bars.add_task(label, total=total)
+        bars.update(tasks[label], completed=done)
+
+    def decision(item: Decision) -> None:
+        node, again = item.node[:12], "same" if item.replayed else "DIFFERENT"
+        table.add_row(item.case, f"{item.score:.4g}", item.verdict, item.why, node, again)
+
+    with Live(console=ERR, get_renderable=lambda: _stack(bars, table)):
+        yield Listener(progress, decision)
+
+
+def _stack(bars: Progress, table: Table) -> Table:
+    screen = Table.grid()
+    screen.add_row(bars.get_renderable())
+    if table.row_count:
+        screen.add_row(table)
+    return screen
+
+
+def _print_cases(cases: Sequence[dict[str, Any]]) -> None:
+    for case in cases:
+        if "n" in case:
+            said = "the engine in this process agrees" if case["agrees"] else "[red]differs[/]"
+            OUT.print(
+                f"\n[bold]{case['model']}[/]: {case['n']} cases by {case['scored_by']}; {said}"
+                f" ({case['difference_to_engine']:.1g})"
+            )
+        else:
+            OUT.print(
+                f"\n[bold]{case['model']}[/]: {case['bytes']:,} bytes, parity {case['parity']:.1g}"
+            )
+        for item in case["figures"]:
+            wanted = ""
+            if item["bar"] is not None:
+                sign = ">=" if item["more_is_better"] else "<="
+                colour = "green" if item["reached"] else "red"
+                wanted = f"; [{colour}]wanted {sign} {item['bar']:g}[/]"
+            OUT.print(
+                f"  {item['name']}: {item['value']:.4f} ({item['low']:.4f} to {item['high']:.4f},"
+                f" n = {item['n']}); {item['baseline_name']} {item['baseline']:.4f}{wanted}"
+            )
+        _print_service(case)
+
+
+def _print_service(case: dict[str, Any]) -> None:
+    if "band" in case:
+        band = case["band"]
+        OUT.print(
+            f"  to a person: {band['share']:.1%}; errors {band['error_all']:.2%} on all,"
+            f" {band['error']:.2%} on the others"
+        )
+    if "latency" not in case:
+        return
+    for name, item in case["latency"].items():
+        OUT.print(
+            f"  one row, {name}: p50 {item['p50_ms']} ms, p99 {item['p99_ms']} ms, n = {item['n']}"
+        )
+    same = sum(item["replayed"] for item in case["decisions"])
+    bits = sum(item["bitwise"] for item in case["decisions"])
+    again = case["drift"]["rehearsal"]
+    OUT.print(
+        f"  1,000 decisions {case['cost']['per_1000_decisions']}; {same} of"
+        f" {len(case['decisions'])} audits replay the same, {bits} bit for bit\n"
+        f"  drift: {case['drift']['alarms']} alarms; rehearsal on {again['shifted']}: PSI"
+        f" {again['psi']:.2f}, {'alarm' if again['alarm'] else 'NO ALARM'}"
+    )
+
+
+def _exit(cases: Sequence[dict[str, Any]], *, bars: bool = True) -> None:
+    reached = all(item["reached"] for case in cases for item in case["figures"])
+    if not all(case["agrees"] for case in cases) or (bars and not reached):
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""What recipes share: data by hash, figures with intervals, drift, audits, reports, the pool."""

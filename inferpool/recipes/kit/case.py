@@ -1,0 +1,87 @@
+"""What a recipe is: one or more questions, each with a model, held-out cases, and a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from inferpool.recipes.kit.data import Array, Sample
+from inferpool.recipes.kit.metrics import Figure
+
+X: Final = "x"  # the input of every model that reads numbers, FP32 [-1, fields]
+TEXT: Final = "text"  # the input of a model that reads text, BYTES [-1, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What one training run made.
+
+    `predict` is the trained model itself, on the same inputs as the ONNX file: the parity gate
+    compares both. `test` are all held-out cases, `sample` those that are committed.
+    """
+
+    model: bytes
+    predict: Callable[[Sample], Array]
+    test: Sample
+    sample: Sample
+    known: int
+    method: str
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One question that a model answers.
+
+    `output` names the tensor that holds the score; `judge` makes figures of the held-out cases and
+    their scores. A sample has the model's input, `truth`, and what the judge's baselines need; for
+    numbers also `typical` (the known cases' medians, for reasons), `drift_edges` and
+    `drift_shares`; `band` where scores in between go to a person.
+    """
+
+    model: str
+    question: str
+    input: str
+    output: str
+    fields: tuple[str, ...]
+    judge: Callable[[Sample, Array], list[Figure]]
+    train: Callable[[], Trained]
+    verdict: Callable[[float], str]
+    probability: bool = False
+    unit: str = ""
+    threshold: float = 0.5
+    tolerance: float = 1e-4  # of the parity gate, relative to the outputs' span if above 1
+    card: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A use that a practitioner would recognise."""
+
+    name: str
+    title: str
+    summary: str
+    data: str  # data sets and their licences
+    cases: tuple[Case, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """For lists."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "summary": self.summary,
+            "data": self.data,
+            "models": [case.model for case in self.cases],
+        }
+
+
+def scores_of(case: Case, outputs: Mapping[str, Array]) -> Array:
+    """The score of each row: a probability, a value, or the class with most probability."""
+    found = np.asarray(outputs[case.output])
+    if found.ndim == 2 and found.shape[1] > 1:
+        classes: Array = found.argmax(axis=1)
+        return classes
+    return found.reshape(-1)

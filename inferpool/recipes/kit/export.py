@@ -1,0 +1,104 @@
+"""Fitting and exporting small models (dependency group `train`). Imports scikit-learn or LightGBM
+only where it is used.
+
+A forest has fewer than 80 trees: from 80 on ONNX Runtime may add a single row's trees up in another
+order on another number of threads, and a replay would no longer be bit for bit.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Final
+
+from inferpool.recipes.kit.data import Array
+
+OPSET: Final = 17
+ML_OPSET: Final = 3
+TREES_MAX: Final = 79
+SEED: Final = 20260101
+
+
+def boosted(kind: str, x: Array, y: Array, **settings: Any) -> Any:
+    """A fitted LightGBM model: `kind` is Classifier or Regressor. Same data, same model."""
+    lightgbm = importlib.import_module("lightgbm")
+    chosen = {
+        "n_estimators": TREES_MAX,
+        "num_leaves": 15,
+        "learning_rate": 0.08,
+        "min_child_samples": 20,
+        "n_jobs": 1,
+        "verbose": -1,
+        "random_state": SEED,
+        "deterministic": True,
+        "force_row_wise": True,
+        **settings,
+    }
+    assert int(chosen["n_estimators"]) <= TREES_MAX
+    return getattr(lightgbm, f"LGBM{kind}")(**chosen).fit(x, y)
+
+
+def export_boosted(model: Any, fields: int, output: str) -> bytes:
+    """A LightGBM model as ONNX: `x` FP32 [-1, fields] in, `output` FP32 out."""
+    convert = importlib.import_module("onnxmltools").convert_lightgbm
+    types = importlib.import_module("onnxmltools.convert.common.data_types")
+    made = convert(
+        model,
+        initial_types=[("x", types.FloatTensorType([None, fields]))],
+        target_opset=15,
+        zipmap=False,
+    )
+    return _finished(made, output)
+
+
+def export_sklearn(model: Any, fields: int, output: str) -> bytes:
+    """A scikit-learn pipeline as ONNX: `x` FP32 [-1, fields] in, `output` FP32 out."""
+    types = importlib.import_module("skl2onnx.common.data_types")
+    classifier = hasattr(model, "predict_proba")
+    made = importlib.import_module("skl2onnx").to_onnx(
+        model,
+        initial_types=[("x", types.FloatTensorType([None, fields]))],
+        options={id(model.steps[-1][1]): {"zipmap": False}} if classifier else None,
+        target_opset={"": OPSET, "ai.onnx.ml": ML_OPSET},
+    )
+    return _finished(made, output)
+
+
+def only_output(model: bytes, output: str) -> bytes:
+    """The model without its other outputs: what is not declared is not answered for."""
+    onnx = importlib.import_module("onnx")
+    found = onnx.load_model_from_string(model)
+    wanted = [value for value in found.graph.output if value.name == output]
+    del found.graph.output[:]
+    found.graph.output.extend(wanted)
+    onnx.checker.check_model(found)
+    return bytes(found.SerializeToString())
+
+
+def _finished(model: Any, output: str) -> bytes:
+    """Only one output, under our name: P(1) [-1, 1], all P(k) [-1, k], or a value [-1, 1]."""
+    onnx = importlib.import_module("onnx")
+    helper = onnx.helper
+    graph = model.graph
+    found = graph.output[-1].name
+    classes = _width(graph.output[-1])
+    if output == "probability":
+        graph.initializer.append(
+            helper.make_tensor("wanted_class", onnx.TensorProto.INT64, [1], [1])
+        )
+        graph.node.append(helper.make_node("Gather", [found, "wanted_class"], [output], axis=1))
+        classes = 1
+    elif found != output:
+        graph.node.append(helper.make_node("Identity", [found], [output]))
+    del graph.output[:]
+    shape = [None, classes or 1]
+    graph.output.append(helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, shape))
+    graph.name, graph.doc_string = "model", ""
+    model.producer_name, model.producer_version, model.doc_string = "inferpool", "", ""
+    model.domain = ""
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def _width(value: Any) -> int:
+    dims = value.type.tensor_type.shape.dim
+    return int(dims[1].dim_value) if len(dims) == 2 else 0

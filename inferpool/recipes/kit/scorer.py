@@ -1,0 +1,136 @@
+"""Two ways to the same model: bought from a pool with a standard client, or run in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+import numpy as np
+
+from inferpool.engines.onnx import OnnxEngine
+from inferpool.engines.tensors import from_numpy, to_numpy
+from inferpool.models import catalogue
+from inferpool.models.pull import pull_model
+from inferpool.models.store import Store
+from inferpool.recipes.kit.data import Array, Sample
+
+BATCH: Final = 64  # rows in one request; the manifests' limit
+_THREADS: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One request's outputs, and who gave them; `receipt` in wire form when it was paid for."""
+
+    outputs: Sample
+    manifest: str
+    engine_class: str
+    node: str
+    receipt: dict[str, Any] | None = None
+
+
+class Scorer(Protocol):
+    """Where scores come from."""
+
+    name: str
+
+    def infer(self, model: str, name: str, rows: Array) -> Sample:
+        """Outputs of one request of at most `BATCH` rows."""
+        ...
+
+    def told(self, model: str, answers: Sequence[Sample]) -> list[Answer]:
+        """Who gave the last answers of this model, in their order."""
+        ...
+
+
+class EngineScorer:
+    """The bare engine in this process: what the pool's answers are compared with."""
+
+    name = "engine in process"
+
+    def __init__(self, store: Store | None = None) -> None:
+        self._store = store or Store()
+        self._runner = asyncio.Runner()
+        self._engines: dict[str, OnnxEngine] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for engine in self._engines.values():
+            self._runner.run(engine.close())
+        self._runner.close()
+
+    def infer(self, model: str, name: str, rows: Array) -> Sample:
+        """Run it."""
+        engine = self._engine(model)
+        answer = self._runner.run(engine.infer([from_numpy(name, rows)], len(rows)))
+        return {tensor.name: to_numpy(tensor) for tensor in answer}
+
+    def told(self, model: str, answers: Sequence[Sample]) -> list[Answer]:
+        """The same engine gave all of them."""
+        kind = self._engine(model).engine_class
+        manifest = catalogue.load(model).id
+        return [Answer(outputs, manifest, kind, "this process") for outputs in answers]
+
+    def add(self, model: str, path: Path) -> None:
+        """Load a file that is in no catalogue yet."""
+        engine = OnnxEngine(path, model, threads=_THREADS)
+        self._runner.run(engine.start())
+        self._engines[model] = engine
+
+    def _engine(self, model: str) -> OnnxEngine:
+        if model not in self._engines:
+            paths = pull_model(self._store, catalogue.load(model))
+            self.add(model, next(iter(paths.values())))
+        return self._engines[model]
+
+
+def infer_all(
+    scorer: Scorer, model: str, name: str, rows: Array, on_rows: Any = lambda done: None
+) -> Sample:
+    """Outputs of any number of rows, in requests of `BATCH` rows."""
+    parts: list[Sample] = []
+    for start in range(0, len(rows), BATCH):
+        parts.append(scorer.infer(model, name, rows[start : start + BATCH]))
+        on_rows(min(start + BATCH, len(rows)))
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def difference(one: Sample, other: Sample) -> float:
+    """The greatest difference of two answers, relative to the outputs' size where that is above 1.
+
+    Infinite where one has other outputs, or a number where the other has none.
+    """
+    if one.keys() != other.keys():
+        return float("inf")
+    worst = 0.0
+    for key, left in one.items():
+        right = other[key]
+        if left.shape != right.shape or not np.array_equal(np.isnan(left), np.isnan(right)):
+            return float("inf")
+        span = max(1.0, float(np.abs(np.nan_to_num(right)).max(initial=0.0)))
+        gap = np.abs(np.nan_to_num(left).astype(float) - np.nan_to_num(right).astype(float))
+        worst = max(worst, float(gap.max(initial=0.0)) / span)
+    return worst
+
+
+def latencies_ms(scorer: Scorer, model: str, name: str, rows: Array, calls: int) -> Array:
+    """Milliseconds of so many requests of one row, one after the other."""
+    found = []
+    for number in range(calls):
+        row = rows[number % len(rows)][None]
+        begun = time.perf_counter()
+        scorer.infer(model, name, row)
+        found.append(1000 * (time.perf_counter() - begun))
+    return np.array(found)

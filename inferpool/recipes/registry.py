@@ -1,0 +1,34 @@
+"""The recipes by name. Each is a module of this package with a constant `RECIPE`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Final
+
+from inferpool.protocol.errors import BadRequest
+from inferpool.recipes.kit.case import Recipe
+
+NAMES: Final = (
+    "spam",
+    "maintenance",
+    "fraud",
+    "crm",
+    "finance",
+    "environment",
+    "quality",
+    "healthcare",
+)
+
+
+def load(name: str) -> Recipe:
+    """The recipe of this name. Raises `BadRequest(model_not_found)` with the known ones."""
+    if name not in NAMES:
+        known = ", ".join(NAMES)
+        raise BadRequest(f"no recipe {name!r}; there are {known}", code="model_not_found")
+    recipe: Recipe = import_module(f"inferpool.recipes.{name}").RECIPE
+    return recipe
+
+
+def all() -> tuple[Recipe, ...]:  # noqa: A001 - read as registry.all()
+    """Every recipe."""
+    return tuple(map(load, NAMES))
