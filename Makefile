@@ -7,7 +7,7 @@ RUN := $(BIN)/python -m
 PYTEST := $(RUN) pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check bench docs lock test-browser test-ray test-anvil setup setup-test clean
+.PHONY: help demo up test check bench recipes docs lock test-browser test-ray test-anvil setup setup-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -38,6 +38,9 @@ check: setup-test ## what CI checks besides the tests: style, types, layers
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+recipes: setup ## evaluate every recipe through a pool
+	@$(BIN)/inferpool recipe eval
 
 bench: setup-test ## measure: the network tax of chat and tensors, paid
 	@$(RUN) bench.tax

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from inferpool.protocol.errors import Refused
+from inferpool.protocol.limits import CONCURRENT_PER_CHANNEL
 
 ENV_PREFIX: Final = "INFERPOOL_"
 # Variables of the environment that are no configuration keys.
-ENV_OTHERS: Final = ("HOME", "PASSWORD", "MODEL_SOURCE", "FOLLOW", "LOG", "TEST_")
+ENV_OTHERS: Final = ("HOME", "PASSWORD", "MODEL_SOURCE", "FOLLOW", "LOG", "TEST_", "BACKUP_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +40,34 @@ class NodeConfig:
 
     host: str = "127.0.0.1"
     port: int = 8421  # 0: a free one
+    endpoint: str = ""  # URL by which others reach this node; empty: host and port
+    grpc_port: int = 0  # of the Open Inference Protocol over gRPC; 0: not served
+    concurrent_per_channel: int = CONCURRENT_PER_CHANNEL  # requests at once of one payer
     models: tuple[str, ...] = ("smollm2-135m-instruct", "spam")
+    manifests: str = ""  # folder of the owner's own manifests, beside the built-in ones
+    upstreams: tuple[str, ...] = ()  # "MODEL URL" or "MODEL URL NAME-THERE": another server's
+    upstream_keys: tuple[str, ...] = ()  # "MODEL VARIABLE": of the environment, with the key
     slots: int = 4  # calls at once of a text model
     threads: int = 2  # of the engine
     price_in_usd_per_million: str = "0.15"
     price_out_usd_per_million: str = "0.60"
     price_row_usd_per_million: str = "0.10"
+    price_embedding_usd_per_million: str = "0.02"  # tokens of texts to embed
+    price_second_usd_per_million: str = "100"  # seconds of audio
+    price_step_usd_per_million: str = "500"  # steps of images
     min_deposit_base_units: int = 100_000
     withdraw_delay_s: int = 900
     claim_every_s: int = 3600
+    prices: tuple[str, ...] = ()  # "MODEL IN OUT" or "MODEL ROW", before the three above
+    gateways: tuple[str, ...] = ()  # URLs to push the offer to
+    payout: str = ""  # address that claims are paid to; empty: the owner key's
+    stake_base_units: int = 0  # staked at the registry; 0: none
+    hours: str = ""  # "08:00-20:00" by the local clock; empty: always
+    only_when_idle: bool = False  # stop while other programs need the machine
+    idle_load_percent: int = 50  # of one core, that other programs may use
+    memory_max_mb: int = 0  # of this node and its engines; 0: no cap
+    allow: tuple[str, ...] = ()  # addresses of payers; empty: every payer
+    deny: tuple[str, ...] = ()  # addresses of payers that are not served
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +76,8 @@ class GatewayConfig:
 
     host: str = "127.0.0.1"
     port: int = 8420  # 0: a free one
+    endpoint: str = ""  # URL by which others reach this gateway; empty: host and port
+    grpc_port: int = 0  # of the Open Inference Protocol over gRPC; 0: not served
     open: bool = False  # let callers on this machine in without a key
     nodes: tuple[str, ...] = ()  # URLs to ask beside the registry
     allow_private: bool = True  # nodes at private addresses, as on this machine
@@ -63,6 +85,8 @@ class GatewayConfig:
     cap_per_node_base_units: int = 10_000_000
     cap_total_base_units: int = 100_000_000
     value_of_time_usd_per_hour: str = "0"
+    canary: bool = False  # pay each new node for one small job, so that it earns at once
+    canary_max_base_units: int = 1_000  # what one such job may cost at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +95,12 @@ class CostConfig:
 
     tariff_usd_per_kwh: str = "0.30"
     watts_per_core: str = "8"  # rated; measured power comes from the machine where it can
+    watts: str = ""  # of the whole machine under load; empty: measured, else rated
+    machine_usd: str = ""  # what the machine cost; empty: typical for its parts
+    life_years: int = 4  # over which it is written off
+    busy_percent: int = 20  # share of the time that is expected to be sold, for proposed prices
+    margin_percent: int = 30  # on top of cost, in proposed prices
+    gas_token_usd: str = ""  # price of one whole gas token; empty: gas is not deducted
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +197,8 @@ def _from_text(key: str, text: str) -> object:
     if isinstance(default, bool):
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     if isinstance(default, int):
-        return int(text) if text.lstrip("-").isdigit() else text
+        digits = text.removeprefix("-")
+        return int(text) if digits.isascii() and digits.isdigit() else text
     if isinstance(default, tuple):
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
@@ -181,7 +212,7 @@ def _typed(key: str, value: object, origin: str) -> object:
         wanted = "a list of strings"
     elif type(value) is type(default):
         return value
-    elif isinstance(default, str) and isinstance(value, int | float) and value is not True:
+    elif isinstance(default, str) and type(value) in (int, float):
         return str(value)  # 0.15 where "0.15" is meant
     else:
         wanted = {bool: "true or false", int: "a whole number"}.get(type(default), "a string")

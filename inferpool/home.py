@@ -55,15 +55,25 @@ class Home:
         return self.secret("password")
 
     def secret(self, name: str) -> str:
-        """A random secret in a file that only the owner reads; made at the first call."""
+        """A random secret in a file that only the owner reads; made at the first call.
+
+        Processes that start together agree on one. The file appears whole or not at all: an empty
+        one would be a secret that everybody knows.
+        """
         path = self.root / name
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return path.read_text("utf-8").strip()
-        with os.fdopen(handle, "w") as file:
-            file.write(secrets.token_urlsafe(32))
+        if not _filled(path):
+            fresh = self.root / f".{name}.{secrets.token_hex(8)}"
+            handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_urlsafe(32))
+            try:
+                os.link(fresh, path)
+            except FileExistsError:
+                if not _filled(path):  # left empty by a process that died; else another was first
+                    fresh.replace(path)
+            finally:
+                fresh.unlink(missing_ok=True)
         return path.read_text("utf-8").strip()
 
     def announce(self, role: str, facts: Mapping[str, object]) -> None:
@@ -81,10 +91,17 @@ class Home:
         try:
             facts: dict[str, object] = orjson.loads(path.read_bytes())
             os.kill(int(str(facts["pid"])), 0)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         return facts
 
     def gone(self, role: str) -> None:
         """Forget a role that ends."""
         (self.root / "run" / f"{role}.json").unlink(missing_ok=True)
+
+
+def _filled(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False

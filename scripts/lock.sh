@@ -1,7 +1,7 @@
 # Resolves requirements/*.txt from pyproject.toml: hashes, no addresses, one file for every platform.
 # The runtime file is resolved under the test file's versions, so that both agree.
 set -eu
-compile="uv pip compile --quiet --universal --generate-hashes --no-header --all-extras --group build pyproject.toml"
+compile="uv pip compile --quiet --universal --generate-hashes --no-header --extra all --group build pyproject.toml"
 $compile --group test --output-file requirements/test.txt
 $compile --constraint requirements/test.txt --output-file requirements/runtime.txt
 ! grep -nE '^--|https?:' requirements/*.txt

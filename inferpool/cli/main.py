@@ -10,7 +10,20 @@ import typer
 from rich.markup import escape
 
 from inferpool import __version__
-from inferpool.cli import chain, config, demo, gateway, models, node, sim, status, up, wallet
+from inferpool.cli import (
+    backup,
+    chain,
+    config,
+    demo,
+    gateway,
+    models,
+    node,
+    recipe,
+    sim,
+    status,
+    up,
+    wallet,
+)
 from inferpool.cli.console import ERR
 from inferpool.protocol.errors import InferpoolError
 
@@ -31,7 +44,11 @@ app.add_typer(models.app, name="models")
 app.command("wallet", help=wallet.HELP)(wallet.wallet)
 app.command("status", help=status.HELP)(status.status)
 app.command("sim", help=sim.HELP)(sim.sim)
+app.command("backup", help=backup.BACKUP_HELP)(backup.backup)
+app.command("restore", help=backup.RESTORE_HELP)(backup.restore)
 app.add_typer(config.app, name="config")
+app.command("recipes", help=recipe.HELP)(recipe.recipes)
+app.add_typer(recipe.app, name="recipe")
 
 
 @app.command("version", help="Print the version.\n\nExample:  inferpool version")

@@ -9,7 +9,9 @@ from typing import Annotated
 import orjson
 import typer
 
+from inferpool.cli import doctor, earnings, join, node_status
 from inferpool.cli.console import OUT, AsJson, print_json, settings
+from inferpool.cli.owner import opened
 from inferpool.cli.up import pull_models
 from inferpool.home import Home
 from inferpool.protocol.errors import Unavailable
@@ -60,6 +62,15 @@ def node(
     serve("node", config, home)
 
 
+app.command("join", help=join.HELP)(join.join)
+app.command("doctor", help=doctor.HELP)(doctor.doctor)
+app.command("status", help=node_status.STATUS_HELP)(node_status.status)
+app.command("drain", help=node_status.DRAIN_HELP)(node_status.drain)
+app.command("resume", help=node_status.RESUME_HELP)(node_status.resume)
+app.command("price", help=node_status.PRICE_HELP)(node_status.price)
+app.command("earnings", help=earnings.HELP)(earnings.earnings)
+
+
 @app.command("claim")
 def claim(as_json: AsJson = False) -> None:
     """Claim and settle on chain now what the running node has earned.
@@ -87,7 +98,7 @@ def claim_now(home: Home) -> dict[str, object]:
         headers={"Authorization": f"Bearer {home.secret('control-token')}"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310
+        with opened(running, request, 120) as response:
             report: dict[str, object] = orjson.loads(response.read(1 << 20))
     except urllib.error.URLError as error:
         raise Unavailable(f"The node could not claim: {error}") from None

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from inferpool.cli.console import OUT, AsJson, print_json, print_table, settings
+from inferpool.cli.owner import opened
 from inferpool.daemon.pool import ROLES
 from inferpool.home import Home
 from inferpool.protocol.errors import Unavailable
@@ -50,7 +51,7 @@ def gateway_status(home: Home) -> dict[str, Any]:
         headers={"Authorization": f"Bearer {home.secret('control-token')}"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+        with opened(running, request, 10) as response:
             found: dict[str, Any] = orjson.loads(response.read(1 << 24))
     except urllib.error.URLError as error:
         raise Unavailable(f"The gateway does not answer: {error}") from None

@@ -28,6 +28,8 @@ Examples:
 
   inferpool up --open        (no key needed, on this machine only)
 
+  inferpool up --no-node     (then `inferpool node join`, here or elsewhere)
+
 Ctrl-C ends all of it. State stays in INFERPOOL_HOME; the next start goes on from there."""
 
 
@@ -39,6 +41,9 @@ def up(
     chain: Annotated[
         str | None, typer.Option(help="JSON-RPC URL of a chain, instead of the embedded one.")
     ] = None,
+    node: Annotated[
+        bool, typer.Option(help="Run a node too; without one others join with `node join`.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Start the roles, print how to use them, and wait."""
@@ -46,14 +51,18 @@ def up(
     if port:
         flags |= {"node.port": port + 1, "chain.port": port + 2}
     config, home = settings(flags)
-    given = {key: value for key, value in flags.items() if value is not None}
-    pull_models(config)
+    given: dict[str, object] = {key: value for key, value in flags.items() if value is not None}
+    if config.origins["gateway.canary"] == "default":
+        given["gateway.canary"] = True  # a newcomer of this pool earns its first unit at once
+    if node:
+        pull_models(config)
     pool = Pool(home, given)
+    roles = ROLES if not config.chain.url else ROLES[1:]
     try:
-        start_roles(pool, ROLES if not config.chain.url else ROLES[1:], quiet=as_json)
+        start_roles(pool, tuple(role for role in roles if node or role != "node"), quiet=as_json)
         facts = how_to_use(pool, home, config)
         print_json(facts) if as_json else _print_facts(facts)
-        ended = asyncio.run(_wait(pool))
+        ended = asyncio.run(wait_for_end(pool))
         if ended:
             raise Unavailable(
                 f"The {ended} ended by itself; see {pool.log(ended)}.", code="engine_unavailable"
@@ -120,7 +129,7 @@ def _print_facts(facts: dict[str, object]) -> None:
     ERR.print("[dim]Ctrl-C ends the pool.[/]")
 
 
-async def _wait(pool: Pool) -> str:
+async def wait_for_end(pool: Pool) -> str:
     """Wait for Ctrl-C or SIGTERM ('') or for a role that ends by itself (its name)."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

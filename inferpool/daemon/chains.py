@@ -37,7 +37,7 @@ async def open_chain(
     config: ChainConfig, home: Home, sender: Key | None = None, authorizer: Key | None = None
 ) -> EvmChain:
     """Connect. Raises Unavailable, Refused(bad_config)."""
-    registry = _address(config.registry, "chain.registry", DEV_REGISTRY_ADDRESS)
+    registry = registry_of(config)
     url = chain_url(config, home)
     try:
         chain = await EvmChain.connect(url, sender=sender, authorizer=authorizer, registry=registry)
@@ -54,6 +54,11 @@ async def open_chain(
 def asset_of(config: ChainConfig) -> bytes:
     """The payable token's address."""
     return _address(config.asset, "chain.asset", DEV_DOLLAR_ADDRESS)
+
+
+def registry_of(config: ChainConfig) -> bytes:
+    """The registry's address."""
+    return _address(config.registry, "chain.registry", DEV_REGISTRY_ADDRESS)
 
 
 def _address(text: str, key: str, default: bytes) -> bytes:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Final
 
 from inferpool.chain.client import EvmChain
-from inferpool.clock import SystemClock
+from inferpool.clock import Clock, SystemClock
 from inferpool.config import Config
 from inferpool.daemon.chains import asset_of, is_embedded, open_chain
-from inferpool.daemon.serving import listen, run_role, url_of
+from inferpool.daemon.door import open_door, refuse_open
+from inferpool.daemon.grpc_door import grpc_door
+from inferpool.daemon.serving import run_role
 from inferpool.gateway.app import GatewayApp
+from inferpool.gateway.canary import ACCOUNT, Canaries
 from inferpool.gateway.directory import Directory
 from inferpool.gateway.gateway import Caller, Gateway
 from inferpool.gateway.treasury import Caps, Treasury
@@ -22,7 +26,8 @@ from inferpool.payments.journal import SqlJournal
 from inferpool.payments.payer_ledger import PayerLedger
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import Refused
-from inferpool.protocol.units import parse_usd
+from inferpool.protocol.units import parse_usd, pico_usd_per_base_unit
+from inferpool.transport.asgi import stop_task
 from inferpool.transport.http import open_transport
 
 _LOG = logging.getLogger("inferpool.gateway")
@@ -39,7 +44,9 @@ async def serve_gateway(config: Config, home: Home) -> None:
     payer = keys.key(Role.PAYER, create=True)
     authorizer = keys.key(Role.PAYER_AUTHORIZER, create=True)
     gas = keys.key(Role.GAS, create=True)
-    listening = listen(settings.host, settings.port, "--port")
+    if settings.open:
+        refuse_open("gateway", settings.host, settings.endpoint)
+    door = open_door(home, "gateway", settings.host, settings.port, settings.endpoint)
     chain = await open_chain(config.chain, home, sender=gas)
     if is_embedded(config.chain):
         await _fund(chain, config, gas.address, payer.address)
@@ -66,14 +73,24 @@ async def serve_gateway(config: Config, home: Home) -> None:
             value_of_time_pico_usd_per_s=_per_second(settings.value_of_time_usd_per_hour),
         )
         await gateway.start()
-        anyone = await _anyone(ledger, clock.now_ms()) if settings.open else None
+        anyone = await _account(ledger, "", ANYONE, clock) if settings.open else None
+        canaries = await _canaries(config, home, gateway) if settings.canary else None
+
+        async def close() -> None:
+            if canaries is not None:
+                await stop_task(canaries)
+            await gateway.close()
+
         app = GatewayApp(gateway, home.secret("control-token"), anyone)
         facts: dict[str, object] = {
-            "url": url_of(listening),
+            **door.facts(),
             "payer": to_hex(payer.address),
             "models": [service.model for service, _ in gateway.models()],
         }
-        await run_role(home, "gateway", app, listening, facts, gateway.close)
+        async with grpc_door(app, settings.host, settings.grpc_port, door.tls) as grpc_port:
+            if grpc_port is not None:
+                facts["grpc_port"] = grpc_port
+            await run_role(home, "gateway", app, door.listening, facts, close, tls=door.tls)
     finally:
         journal.close()
 
@@ -85,14 +102,23 @@ def _per_second(usd_per_hour: str) -> int:
         raise Refused(f"gateway.value_of_time_usd_per_hour: {error}", code="bad_config") from None
 
 
-async def _anyone(ledger: PayerLedger, now_ms: int) -> Caller:
-    """The account of callers without a key, on this machine only."""
-    found = ledger.account("")
+async def _account(ledger: PayerLedger, key: str, name: str, clock: Clock) -> Caller:
+    """The account of a key, opened the first time: of callers without one, or of canaries."""
+    found = ledger.account(key)
     if found is None:
-        await ledger.add_account("", Account(ANYONE, None), now_ms)
-        found = ledger.account("")
+        await ledger.add_account(key, Account(name, None), clock.now_ms())
+        found = ledger.account(key)
     assert found is not None, "it was just added"
     return Caller(*found)
+
+
+async def _canaries(config: Config, home: Home, gateway: Gateway) -> asyncio.Task[None]:
+    """Small paid jobs for newcomers, billed to an account whose key nobody is given."""
+    key = home.secret("canary-key")
+    caller = await _account(gateway.ledger, key, ACCOUNT, gateway.clock)
+    worth = pico_usd_per_base_unit(config.chain.asset_decimals)
+    canaries = Canaries(gateway, caller, config.gateway.canary_max_base_units * worth)
+    return asyncio.create_task(canaries.run(), name="canaries")
 
 
 async def _fund(chain: EvmChain, config: Config, gas: bytes, payer: bytes) -> None:

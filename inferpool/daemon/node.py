@@ -10,12 +10,22 @@ from typing import Any, Final
 from inferpool.chain.client import EvmChain
 from inferpool.clock import SystemClock
 from inferpool.config import Config, NodeConfig
-from inferpool.daemon.chains import asset_of, is_embedded, open_chain
-from inferpool.daemon.serving import listen, run_role, url_of
+from inferpool.daemon.chains import asset_of, open_chain
+from inferpool.daemon.door import Door, open_door, require_endpoint
+from inferpool.daemon.engines import general_prices, load_manifest, make_engine, places
+from inferpool.daemon.grpc_door import grpc_door
+from inferpool.daemon.provider import (
+    Provider,
+    enter,
+    payee_of,
+    payers_of,
+    per_unit,
+    policy_of,
+    prices_of,
+)
+from inferpool.daemon.serving import run_role
 from inferpool.home import Home
-from inferpool.identity.keys import KeyRing, Role
-from inferpool.identity.signing import Key
-from inferpool.models import catalogue
+from inferpool.identity.keys import Role
 from inferpool.models.manifest import Manifest
 from inferpool.models.partial import Progress
 from inferpool.models.pull import preferred, pull_model
@@ -29,83 +39,35 @@ from inferpool.node.services import Hosted, Services
 from inferpool.payments.journal import SqlJournal
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.protocol.encoding import to_hex
-from inferpool.protocol.errors import InferpoolError, Refused
+from inferpool.protocol.errors import InferpoolError
+from inferpool.protocol.job import Task
 from inferpool.protocol.offer import Endpoint, Terms, binding_digest
-from inferpool.protocol.units import parse_usd
 
 _LOG = logging.getLogger("inferpool.node")
 _VOUCHED_MS: Final = 30 * 86_400_000  # the owner's word for a node key; renewed at each start
 _DAY_S: Final = 86_400
-_TENSOR_PLACES: Final = 64
-_FAUCET_WEI: Final = 10**18
 
 OnProgress = Callable[[Progress], None]
 
 
-def make_engine(manifest: Manifest, store: Store, config: NodeConfig) -> Any:
-    """The engine of a manifest; its files must be in the store. Imports only what it needs."""
-    if manifest.engine == "fake":
-        from inferpool.engines.fake import FakeTensorEngine, FakeTextEngine
-
-        if manifest.task == "tensor":
-            return FakeTensorEngine()
-        return FakeTextEngine(slots=config.slots, token_delay_s=0.005)
-    path = store.path(manifest.files[0])
-    if manifest.engine == "llamacpp":
-        from inferpool.engines.llamacpp import LlamaCppEngine
-
-        return LlamaCppEngine(
-            path,
-            manifest.name,
-            manifest.quant,
-            slots=config.slots,
-            context=manifest.limits.context,
-            threads=config.threads,
-        )
-    if manifest.engine == "onnx":
-        from inferpool.engines.onnx import OnnxEngine
-
-        return OnnxEngine(path, manifest.name, threads=config.threads)
-    raise Refused(
-        f"the engine {manifest.engine!r} of {manifest.name} is not built into this version",
-        code="bad_manifest",
-    )
-
-
-def _per_unit(usd_per_million: str) -> int:
-    """Pico-USD per unit from USD per million units: the same number as micro-USD."""
-    try:
-        return parse_usd(usd_per_million) // 10**6
-    except ValueError as error:
-        raise Refused(f"a price: {error}", code="bad_config") from None
-
-
 def host(manifest: Manifest, engine: Any, config: NodeConfig) -> Hosted:
-    """A service with its price."""
-    tensor = manifest.task == "tensor"
-    return Hosted(
-        manifest,
-        engine,
-        _per_unit(config.price_row_usd_per_million if tensor else config.price_in_usd_per_million),
-        0 if tensor else _per_unit(config.price_out_usd_per_million),
-        _TENSOR_PLACES if tensor else config.slots,
-    )
+    """A service with its price: the model's own, else its task's."""
+    price_in, price_out = general_prices(Task(manifest.task), config)
+    general = (per_unit(price_in), per_unit(price_out))
+    prices = prices_of(config).get(manifest.name, general)
+    return Hosted(manifest, engine, *prices, places(manifest, config))
 
 
 async def load_services(
     config: NodeConfig, store: Store, on_progress: OnProgress | None = None
 ) -> Services:
     """Pull what is missing and start every engine. Raises InferpoolError."""
-    prices = (
-        config.price_in_usd_per_million,
-        config.price_out_usd_per_million,
-        config.price_row_usd_per_million,
-    )
-    for price in prices:
-        _per_unit(price)  # a mistake is told before anything is fetched, whatever is served
+    for price in (price for task in Task for price in general_prices(task, config)):
+        per_unit(price)  # a mistake is told before anything is fetched, whatever is served
+    prices_of(config)
     hosted = []
     for name in config.models:
-        manifest = catalogue.load(name)
+        manifest = load_manifest(name, config)
         await asyncio.to_thread(
             pull_model, store, manifest, prefer=preferred(), on_progress=on_progress
         )
@@ -137,33 +99,21 @@ def terms_of(config: Config, chain: EvmChain, payee: bytes, authorizer: bytes) -
     )
 
 
-async def ensure_registered(chain: EvmChain, owner: Key, node: Key, url: str) -> None:
-    """Register the node, or correct what the registry says of it. Costs gas only then."""
-    known = {item.owner: item for item in await chain.registrations()}
-    sender = chain.with_sender(owner)
-    found = known.get(owner.address)
-    if found is None:
-        await sender.register(node, url)
-    elif found.node != node.address:
-        await sender.replace_key(node)
-    if found is not None and found.endpoint != url:
-        await sender.set_endpoint(url)
-
-
 async def serve_node(config: Config, home: Home, on_progress: OnProgress | None = None) -> None:
     """Run the node until told to stop."""
     keys = home.keys("node")
     owner, key = keys.key(Role.OWNER, create=True), keys.key(Role.NODE, create=True)
     gas = keys.key(Role.GAS, create=True)
-    listening = listen(config.node.host, config.node.port, "--port")
-    url = url_of(listening)
+    settings = config.node
+    require_endpoint("node", settings.host, settings.endpoint)
+    door = open_door(home, "node", settings.host, settings.port, settings.endpoint)
+    policy_of(settings)  # a mistake is told before anything is loaded
+    payee, payers = payee_of(settings, owner), payers_of(settings)
     services = await load_services(config.node, Store(), on_progress)
     journal = SqlJournal(home.ledger("node"))
     try:
         chain = await open_chain(config.chain, home, sender=gas, authorizer=key)
-        if is_embedded(config.chain):
-            await _fund(chain, keys)
-        terms = terms_of(config, chain, owner.address, key.address)
+        terms = terms_of(config, chain, payee, key.address)
         clock = SystemClock()
         now_ms = clock.now_ms()
         vouched = binding_digest(owner.address, key.address, now_ms + _VOUCHED_MS, chain.chain_id)
@@ -172,50 +122,63 @@ async def serve_node(config: Config, home: Home, on_progress: OnProgress | None 
             owner.address,
             owner.sign(vouched),
             now_ms + _VOUCHED_MS,
-            [Endpoint(url)],
+            [Endpoint(door.url, door.spki)],
             terms,
-            services.offered,
+            lambda: node.offered(),
             clock,
             epoch=now_ms,
         )
         ledger = PayeeLedger(journal, chain.chain_id, terms.asset_decimals)
-        gate = PaymentGate(terms, chain, ledger)
+        gate = PaymentGate(
+            terms, chain, ledger, payers, concurrent_per_channel=settings.concurrent_per_channel
+        )
         node = Node(key, services, offers, gate, ledger, clock)
-        claimer = Claimer(terms, chain, ledger, gate)
-        await ensure_registered(chain, owner, key, url)
-        await _run(config, home, node, claimer, listening, url)
+        claimer = Claimer(terms, chain, ledger, gate, clock)
+        await enter(chain, config, keys, door.url)
+        await _run(config, home, node, claimer, door)
     finally:
         for engine in services.engines:
             await engine.close()
         journal.close()
 
 
-async def _run(
-    config: Config, home: Home, node: Node, claimer: Claimer, listening: Any, url: str
-) -> None:
+async def _run(config: Config, home: Home, node: Node, claimer: Claimer, door: Door) -> None:
     token = home.secret("control-token")
 
     async def claim() -> dict[str, object]:
         return (await claimer.claim()).to_wire()
 
+    provider = Provider(node, config, home)
     jobs = [
         asyncio.create_task(claimer.watch(), name="watch"),
         asyncio.create_task(_claim_often(claimer, config.node.claim_every_s), name="claim"),
     ]
 
-    async def close() -> None:
+    def leaving() -> None:
+        """Every lease ends now: no gateway waits for its silence to be noticed."""
         node.draining = True
+        node.announce()
+
+    async def close() -> None:
+        await provider.close()
         for job in jobs:
             job.cancel()
         await asyncio.wait(jobs)
 
     facts: dict[str, object] = {
-        "url": url,
+        **door.facts(),
         "node": to_hex(node.key.address),
-        "owner": to_hex(node.gate.terms.payee),
+        "owner": to_hex(node.offers.current().offer.owner),
         "models": [item.manifest.name for item in node.services.hosted],
     }
-    await run_role(home, "node", NodeApp(node, claim, token), listening, facts, close)
+    app = NodeApp(node, claim, token, provider.controls)
+    await provider.start()
+    async with grpc_door(app, config.node.host, config.node.grpc_port, door.tls) as grpc_port:
+        if grpc_port is not None:
+            facts["grpc_port"] = grpc_port
+        await run_role(
+            home, "node", app, door.listening, facts, close, tls=door.tls, leaving=leaving
+        )
 
 
 async def _claim_often(claimer: Claimer, every_s: int) -> None:
@@ -225,11 +188,3 @@ async def _claim_often(claimer: Claimer, every_s: int) -> None:
             await claimer.claim()
         except InferpoolError as error:
             _LOG.warning("claiming failed, it will be tried again: %s", error.message)
-
-
-async def _fund(chain: EvmChain, keys: KeyRing) -> None:
-    """Gas money from the development chain's faucet, where a key has too little."""
-    for role in (Role.OWNER, Role.GAS):
-        address = keys.key(role).address
-        if await chain.gas_balance(address) < _FAUCET_WEI // 10:
-            await chain.faucet(address, _FAUCET_WEI, 0)

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -16,19 +17,19 @@ import orjson
 import uvicorn
 
 from inferpool.home import Home
+from inferpool.identity.certificate import TlsIdentity
 from inferpool.protocol.errors import Refused
+from inferpool.transport.tls import server_context
 
 _LOG = logging.getLogger("inferpool.daemon")
 SHUTDOWN_S: Final = 5
 
 
 def listen(host: str, port: int, flag: str) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises Refused that says what to do."""
-    if host not in ("127.0.0.1", "::1"):
-        raise Refused(
-            f"{host}: only loopback is served without TLS; put a TLS front before it",
-            code="bad_config",
-        )
+    """A listening socket; port 0 takes a free one. Raises Refused that says what to do.
+
+    Whether TLS is spoken on it is decided where the role opens its door: `door.open_door`.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -68,8 +69,13 @@ async def run_role(
     facts: dict[str, object],
     close: Callable[[], Awaitable[None]],
     log_level: str = "warning",
+    tls: TlsIdentity | None = None,
+    leaving: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until SIGTERM, SIGINT or the end of standard input; then close and forget the role."""
+    """Serve until SIGTERM, SIGINT or the end of standard input; then close and forget the role.
+
+    `leaving` ends what would else stay open for as long as its reader likes.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -85,6 +91,7 @@ async def run_role(
         timeout_graceful_shutdown=SHUTDOWN_S,
         timeout_keep_alive=75,
         limit_concurrency=4096,
+        ssl_context_factory=_context_factory(tls),
     )
     server = _Server(config)
     home.announce(role, {**facts, "pid": os.getpid()})
@@ -96,12 +103,19 @@ async def run_role(
     try:
         await asyncio.wait([serving, stopped], return_when=asyncio.FIRST_COMPLETED)
     finally:
+        leaving()
         server.should_exit = True
         await serving
         await close()
         home.gone(role)
         for task in filter(None, (watch, stopped)):
             task.cancel()
+
+
+def _context_factory(tls: TlsIdentity | None) -> Callable[..., ssl.SSLContext] | None:
+    if tls is None:
+        return None
+    return lambda *_: server_context(tls.certificate, tls.key)
 
 
 def _ready(role: str, facts: dict[str, object]) -> str:

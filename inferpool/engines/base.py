@@ -1,7 +1,9 @@
 """The seam to an engine. A text engine yields tokens, a tensor engine answers tensors.
 
-Implementations: `llamacpp.LlamaCppEngine` (child process), `onnx.OnnxEngine` (in process),
-`fake.FakeTextEngine` and `fake.FakeTensorEngine` (deterministic, for tests and the simulator).
+Implementations: `llamacpp.LlamaCppEngine` (child process), `onnx.OnnxEngine`,
+`embedding.MiniLmEngine`, `whisper.WhisperEngine`, `terrain.TerrainEngine` (in process),
+`openai.OpenAiEngine` and `oip.OipEngine` (another server, by URL), and
+`fake.FakeTextEngine`, `fake.FakeTensorEngine` (deterministic, for tests and the simulator).
 
 Everything that reaches an engine was validated before: engines answer 200 to nonsense.
 """
@@ -12,6 +14,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal, Protocol
+
+from inferpool.protocol.transcription import Transcript
 
 FinishReason = Literal["stop", "length"]
 
@@ -51,7 +55,8 @@ class TextChunk:
     """What the engine produced since the last chunk.
 
     `ids` and `logprobs` have the same length; the text may be empty (half a character). The last
-    chunk has a `finish_reason` and the prompt's token count, `resume` ids included.
+    chunk has a `finish_reason` and the prompt's token count, `resume` ids included. An engine that
+    tells no ids counts in `output_units`: tokens so far, 0 where the ids count.
     """
 
     text: str
@@ -59,6 +64,7 @@ class TextChunk:
     logprobs: tuple[float, ...] = ()
     finish_reason: FinishReason | None = None
     prompt_units: int | None = None
+    output_units: int = 0
 
 
 class Phase(StrEnum):
@@ -144,4 +150,49 @@ class TensorEngine(Engine, Protocol):
 
     async def infer(self, inputs: Sequence[Tensor], rows: int) -> list[Tensor]:
         """Run one batch. Raises BadRequest(invalid_tensor), Unavailable(engine_failed)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Vectors of little-endian 32-bit floats, one for each text, and the tokens they took."""
+
+    vectors: tuple[bytes, ...]
+    prompt_units: int
+
+
+class EmbeddingEngine(Engine, Protocol):
+    """An engine that maps texts to vectors of length 1."""
+
+    dimensions: int
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """One vector a text, in order; a text's vector does not depend on its neighbours.
+
+        Raises BadRequest(context_length_exceeded) for a text that is too long: none is cut.
+        """
+        ...
+
+
+class TranscriptionEngine(Engine, Protocol):
+    """An engine that writes down what is said."""
+
+    slots: int  # calls that run at once
+
+    async def transcribe(self, audio: bytes, language: str | None, audio_ms: int) -> Transcript:
+        """Transcribe a file of a measured length. Cancelling ends the work at its next window.
+
+        Raises BadRequest: audio that cannot be decoded or is longer than `audio_ms`.
+        """
+        ...
+
+
+class ImageEngine(Engine, Protocol):
+    """An engine that draws."""
+
+    slots: int
+    size: tuple[int, int]  # width and height in pixels
+
+    async def draw(self, prompt: str, count: int, seed: int) -> list[bytes]:
+        """PNG files; image i is drawn from seed + i. Raises BadRequest for another prompt."""
         ...

@@ -128,6 +128,8 @@ class FakeTextEngine:
         if self.hang_after is not None and produced >= self.hang_after:
             await asyncio.get_running_loop().create_future()
         await asyncio.sleep(self.token_delay_s)
+        if not self.up:
+            raise Unavailable("the engine was closed", code="engine_failed")
 
 
 class FakeTensorEngine:

@@ -7,6 +7,7 @@ dies. Calls are validated before they come here: the server answers 200 to nonse
 from __future__ import annotations
 
 import asyncio
+import logging
 import platform
 import secrets
 from collections.abc import AsyncGenerator
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 import orjson
 
+from inferpool.engines import sandbox
 from inferpool.engines.base import Progress, TextCall, TextChunk
 from inferpool.engines.child import Child, start_child
 from inferpool.engines.llamacpp_wire import (
@@ -31,6 +33,7 @@ from inferpool.protocol.errors import BadRequest, Unavailable
 from inferpool.transport.base import Response, TransportError
 from inferpool.transport.http import HttpTransport
 
+_LOG = logging.getLogger("inferpool.engines")
 CHILD_SCRIPT: Final = Path(__file__).with_name("llamacpp_child.py")
 BATCH: Final = 256  # prompt tokens between two looks at who has left
 BACKOFF_FIRST_S: Final = 0.5
@@ -65,6 +68,7 @@ class LlamaCppEngine:
         self._supervisor: asyncio.Task[None] | None = None
         self._retry_at_s = 0.0  # loop time
         self.restarts = 0
+        self.sandbox = sandbox.NONE  # what holds the running child back, in words
         self.last_failure = ""
 
     @property
@@ -180,6 +184,9 @@ class LlamaCppEngine:
             (b"authorization", f"Bearer {key}".encode()),
         ]
         self._child = child
+        self.sandbox = child.answer["sandbox"]
+        if self.sandbox.startswith(sandbox.NONE):
+            _LOG.warning("no sandbox for the engine of %s: %s", self.alias, self.sandbox)
         self._transport = HttpTransport(child.answer["url"])
         return child
 

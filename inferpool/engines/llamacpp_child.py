@@ -1,18 +1,21 @@
 """The child process of `llamacpp`: llama.cpp's own server, from the xllamacpp wheel.
 
 Run as `python -I llamacpp_child.py`. Reads one JSON line of configuration,
-answers one JSON line, {"url": ...} or {"error": ...}, and leaves when its stdin closes.
+answers one JSON line, {"url": ..., "sandbox": ...} or {"error": ...}, and leaves when its stdin
+closes. The model is read inside a sandbox: see `sandbox`.
 Imports nothing of this package: it starts faster and cannot break with it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any, Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -31,13 +34,16 @@ def main() -> None:
     # Whatever the library prints goes to stderr: stdout carries exactly one line, ours.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    threading.Thread(target=_leave_with_stdin, daemon=True).start()
     try:
+        # Before the first thread and before a byte of the model is read.
+        sandbox = _sandbox().enter([config["path"]], bind_port=0)
+        threading.Thread(target=_leave_with_stdin, daemon=True).start()
         server = _serve(config)
     except Exception as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answer, flush=True)
         os._exit(1)
-    print(json.dumps({"url": server.listening_address}), file=answer, flush=True)
+    found = {"url": server.listening_address, "sandbox": sandbox}
+    print(json.dumps(found), file=answer, flush=True)
     threading.Event().wait()
 
 
@@ -65,6 +71,17 @@ def _serve(config: dict[str, Any]) -> Any:
     params.cache_ram_mib = params.n_ctx_checkpoints = 0
     params.verbosity = _ERRORS_ONLY
     return xllamacpp.Server(params)
+
+
+def _sandbox() -> Any:
+    """The module beside this file, by its path: this directory is no place to import from."""
+    path = Path(__file__).with_name("sandbox.py")
+    spec = importlib.util.spec_from_file_location("_sandbox", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _die_with(parent: int) -> None:

@@ -13,7 +13,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from inferpool.engines import sandbox
 from inferpool.engines.base import Tensor, TensorSpec
+from inferpool.engines.child import start_child
 from inferpool.engines.onnx_file import reason_to_refuse
 from inferpool.engines.tensor_check import WIDTHS, check_inputs
 from inferpool.protocol.errors import InferpoolError, Unavailable
@@ -36,6 +38,8 @@ DATATYPES: Final = {
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
+TRIAL_SCRIPT: Final = Path(__file__).with_name("onnx_child.py")
+TRIAL_TIMEOUT_S: Final = 60.0  # a large model is optimised for some seconds
 _WARM_RUNS: Final = 5  # the first allocates; the estimate settles with the rest
 _WARM_TEXT: Final = (64).to_bytes(4, "little") + b"words of a text, " * 3 + b"long enough.."
 
@@ -51,6 +55,7 @@ class OnnxEngine:
         threads: int = 1,
         max_rows: int | None = None,
         max_queued: int | None = None,
+        trial_timeout_s: float = TRIAL_TIMEOUT_S,
     ) -> None:
         self.path, self.name = Path(path), name
         self.engine_class = f"onnxruntime@{_version()}/f32/cpu"
@@ -58,12 +63,16 @@ class OnnxEngine:
         self.outputs: tuple[TensorSpec, ...] = ()
         self._threads = threads
         self._limits = {"max_rows": max_rows, "max_queued": max_queued}
+        self._trial_s = trial_timeout_s
+        self.sandbox = sandbox.NONE  # of the trial; the engine itself runs in this process
         self._session: Any = None
         self._batcher: Batcher | None = None
 
     async def start(self) -> None:
-        """Check, load and measure, in a thread. Raises Unavailable(engine_unavailable)."""
+        """Check, try in a child, load, measure. Raises Unavailable(engine_unavailable)."""
         try:
+            await asyncio.to_thread(self._check)
+            await self._try()
             await asyncio.to_thread(self._load)
         except InferpoolError:
             self._session = None
@@ -94,12 +103,25 @@ class OnnxEngine:
             from_numpy(spec.name, array) for spec, array in zip(self.outputs, results, strict=True)
         ]
 
+    async def _try(self) -> None:
+        """Load and run the file once in a sandboxed child, which may die of it."""
+        config = {"path": str(self.path), "threads": self._threads}
+        try:
+            child = await start_child(TRIAL_SCRIPT, config, self._trial_s)
+        except Unavailable as error:
+            message = f"{self.name} cannot be loaded, tried in a child: {error.message}"
+            raise _unavailable(message) from error
+        await child.stop()
+        self.sandbox = f"in the node's process; tried before in {child.answer['sandbox']}"
+
     # -- in a thread -----------------------------------------------------------------------------
 
-    def _load(self) -> None:
+    def _check(self) -> None:
         reason = reason_to_refuse(self.path)
         if reason is not None:
             raise _unavailable(f"{self.name} is refused: {reason}")
+
+    def _load(self) -> None:
         import onnxruntime
 
         from inferpool.engines.batching import Batcher

@@ -14,6 +14,7 @@ import orjson
 from inferpool.protocol import answers, headers
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import InferpoolError
+from inferpool.protocol.forms import Form, head
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.usage import Usage
 from inferpool.transport.asgi import EVENT_STREAM, JSON, HttpRequest
@@ -29,6 +30,7 @@ class Delivered:
 
     ids: list[int] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
+    counted: int = 0  # output units by the receipt, of a node that tells no ids
     text: bool = False
     finish: str | None = None
     billed_pico_usd: int = 0
@@ -40,7 +42,7 @@ class Delivered:
     @property
     def usage(self) -> Usage:
         """The whole answer's usage, as if one node had given it."""
-        return Usage(self.prompt_units, len(self.ids))
+        return Usage(self.prompt_units, len(self.ids) or self.counted)
 
     def proof(self) -> dict[str, object]:
         """The object `inferpool` of an answer: who served, what it cost, and the proof.
@@ -52,7 +54,7 @@ class Delivered:
             "node": to_hex(self.node),
             "cost_pico_usd": self.billed_pico_usd,
             "prompt_units": self.prompt_units,
-            "output_units": len(self.ids),
+            "output_units": self.usage.output_units,
             "legs": self.legs,
             **signed,
         }
@@ -89,44 +91,53 @@ class StreamedAnswer:
         client_id: str,
         model: str,
         created_s: int,
+        form: Form,
         *,
         include_usage: bool,
     ) -> None:
-        self._request, self._client_id = request, client_id
+        self._request, self._client_id, self._form = request, client_id, form
         self._include_usage = include_usage
-        self._head: dict[str, object] = {
-            "id": f"chatcmpl-{client_id}",
-            "object": "chat.completion.chunk",
-            "created": created_s,
-            "model": model,
-        }
+        self._head = head(form, client_id, model, created_s)
+        self._node = b""
         self.started = False
 
     async def begin(self, node: bytes, engine_class: str) -> None:
-        """Send the head once; a second node goes on under the first one's."""
+        """Remember who serves; a second node goes on under the first one's head.
+
+        The head leaves with the first text: until then whatever fails is answered with a status
+        of its own, which clients understand better than an error within a stream.
+        """
+        if not self.started:
+            self._node, self._head["system_fingerprint"] = node, answers.fingerprint(engine_class)
+
+    async def _open(self) -> None:
         if self.started:
             return
-        self._head["system_fingerprint"] = answers.fingerprint(engine_class)
         await self._request.start(
             [
                 *EVENT_STREAM,
                 (b"x-request-id", self._client_id.encode()),
-                (headers.NODE, to_hex(node).encode()),
+                (headers.NODE, to_hex(self._node).encode()),
             ]
         )
         self.started = True
-        await self._send(answers.chunk(self._head, {"role": "assistant", "content": ""}, None))
+        first = self._form.first(self._head)
+        if first is not None:
+            await self._send(first)
 
     async def _send(self, value: dict[str, object]) -> None:
         await self._request.send(answers.event(value))
 
     async def text(self, text: str) -> None:
         """A chunk."""
-        await self._send(answers.chunk(self._head, {"content": text}, None))
+        await self._open()
+        await self._send(self._form.piece(self._head, text))
 
     async def end(self, delivered: Delivered) -> None:
         """Finish reason with the proof, usage if asked for, [DONE]."""
-        last = answers.chunk(self._head, {}, delivered.finish)
+        await self._open()
+        assert delivered.finish is not None, "the end has a finish reason"
+        last = self._form.last(self._head, delivered.finish)
         await self._send({**last, "inferpool": delivered.proof()})
         if self._include_usage:
             usage = answers.usage_object(delivered.usage)
@@ -143,13 +154,11 @@ class StreamedAnswer:
 class WholeAnswer:
     """One JSON body."""
 
-    def __init__(self, request: HttpRequest, client_id: str, model: str, created_s: int) -> None:
-        self._request, self._client_id = request, client_id
-        self._head: dict[str, object] = {
-            "id": f"chatcmpl-{client_id}",
-            "created": created_s,
-            "model": model,
-        }
+    def __init__(
+        self, request: HttpRequest, client_id: str, model: str, created_s: int, form: Form
+    ) -> None:
+        self._request, self._client_id, self._form = request, client_id, form
+        self._head = head(form, client_id, model, created_s)
         self._texts: list[str] = []
         self.started = False
 
@@ -165,7 +174,7 @@ class WholeAnswer:
         """Answer."""
         assert delivered.finish is not None, "a whole answer has a finish reason"
         text = "".join(self._texts)
-        body = answers.whole(self._head, text, delivered.finish, delivered.usage)
+        body = self._form.whole(self._head, text, delivered.finish, delivered.usage)
         body["inferpool"] = delivered.proof()
         extra = [
             JSON,

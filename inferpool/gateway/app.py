@@ -3,10 +3,14 @@
 | route | what |
 | --- | --- |
 | POST /v1/chat/completions | OpenAI's chat, streamed or whole |
+| POST /v1/completions | OpenAI's plain completions, the same |
+| POST /v1/embeddings, /v1/audio/transcriptions, /v1/images/generations | OpenAI's |
 | GET /v1/models[/M] | models with price, class and nodes now |
 | POST /v2/models/M[/versions/V]/infer | Open Inference Protocol, binary extension included |
 | GET /v2, /v2/health/*, /v2/models/M[/ready] | its metadata |
 | GET /health | 200 while it serves |
+| GET /metrics | for Prometheus; on this machine, else under the control token |
+| POST /inferpool/offers | a node's signed offer; the answer is this gateway's word on the node |
 | GET /inferpool/status | channels, accounts, attempts; under the control token |
 """
 
@@ -19,7 +23,9 @@ from collections.abc import Awaitable, Callable
 
 from inferpool import __version__
 from inferpool.gateway.gateway import Caller, Gateway
+from inferpool.gateway.pushes import PushedOffers
 from inferpool.gateway.status import model_object, status
+from inferpool.metrics import CONTENT_TYPE
 from inferpool.protocol import limits
 from inferpool.protocol.errors import BadRequest, InferpoolError, Unauthorized, Unavailable
 from inferpool.protocol.job import Job, Task
@@ -27,6 +33,7 @@ from inferpool.transport.asgi import ClientLeft, HttpRequest, Receive, Scope, Se
 from inferpool.transport.base import TransportError
 
 _LOG = logging.getLogger("inferpool.gateway")
+Serve = Callable[[HttpRequest, bytes, Caller], Awaitable[None]]
 _PROXY_MAX = 256 * 1024
 
 
@@ -36,13 +43,22 @@ class GatewayApp:
     def __init__(self, gateway: Gateway, control_token: str, anyone: Caller | None = None) -> None:
         self._gateway, self._anyone = gateway, anyone
         self._token = control_token.encode()
+        self._paid: dict[str, tuple[int, Serve]] = {
+            "/v1/chat/completions": (limits.BODY_CHAT_MAX, gateway.chat),
+            "/v1/completions": (limits.BODY_CHAT_MAX, gateway.complete),
+            "/v1/embeddings": (limits.BODY_EMBEDDING_MAX, gateway.embed),
+            "/v1/audio/transcriptions": (limits.BODY_AUDIO_MAX, gateway.transcribe),
+            "/v1/images/generations": (limits.BODY_IMAGE_MAX, gateway.draw),
+        }
         self._plain: dict[tuple[str, str], Callable[[HttpRequest], Awaitable[None]]] = {
             ("GET", "/v1/models"): self._models,
             ("GET", "/v2"): self._server,
             ("GET", "/v2/health/live"): self._live,
             ("GET", "/v2/health/ready"): self._ready,
             ("GET", "/health"): self._ready,
+            ("GET", "/metrics"): self._metrics,
             ("GET", "/inferpool/status"): self._status,
+            ("POST", "/inferpool/offers"): PushedOffers(gateway.directory, gateway.clock).serve,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,10 +78,10 @@ class GatewayApp:
 
     async def _route(self, request: HttpRequest) -> None:
         method, path = request.method, request.path
-        if method == "POST" and path == "/v1/chat/completions":
+        if method == "POST" and path in self._paid:
             caller = self._caller(request)
-            body = await request.body(limits.BODY_CHAT_MAX)
-            await self._gateway.chat(request, body, caller)
+            limit, serve = self._paid[path]
+            await serve(request, await request.body(limit), caller)
         elif path.startswith("/v2/models/"):
             await self._model(request)
         elif (method, path) in self._plain:
@@ -73,12 +89,12 @@ class GatewayApp:
         elif method == "GET" and path.startswith("/v1/models/"):
             await self._one_model(request, path.removeprefix("/v1/models/"))
         else:
-            known = path == "/v1/chat/completions" or any(path == p for _, p in self._plain)
+            known = path in self._paid or any(path == p for _, p in self._plain)
             code = "method_not_allowed" if known else "not_found"
             raise BadRequest(f"{method} {path} is not served here.", code=code)
 
-    @staticmethod
-    async def _fail(request: HttpRequest, error: InferpoolError) -> None:
+    async def _fail(self, request: HttpRequest, error: InferpoolError) -> None:
+        self._gateway.metrics.refused(error.code)
         body = error.oip() if request.path.startswith("/v2") else error.openai()
         try:
             await request.answer_json(body, error.status, error_headers(error))
@@ -111,7 +127,8 @@ class GatewayApp:
         elif request.method == "GET" and rest in ([], ["ready"]):
             await self._proxy(request, name, "/".join(["", *rest]))
         else:
-            raise BadRequest(f"{request.method} {request.path} is not served.", code="not_found")
+            code = "method_not_allowed" if rest in ([], ["ready"], ["infer"]) else "not_found"
+            raise BadRequest(f"{request.method} {request.path} is not served.", code=code)
 
     async def _proxy(self, request: HttpRequest, name: str, rest: str) -> None:
         """A model's metadata, from a node that serves it."""
@@ -156,9 +173,17 @@ class GatewayApp:
         ready = bool(self._gateway.models())
         await request.answer_json({"ready": ready}, 200 if ready else 503)
 
-    async def _status(self, request: HttpRequest) -> None:
+    async def _metrics(self, request: HttpRequest) -> None:
+        if not request.is_local() and not self._is_owner(request):
+            raise Unauthorized("From another machine this needs the gateway's control token.")
+        await request.answer(200, self._gateway.metrics.text(), [CONTENT_TYPE])
+
+    def _is_owner(self, request: HttpRequest) -> bool:
         given = request.headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        if not hmac.compare_digest(given, self._token):
+        return hmac.compare_digest(given, self._token)
+
+    async def _status(self, request: HttpRequest) -> None:
+        if not self._is_owner(request):
             raise Unauthorized("This needs the gateway's control token.")
         await request.answer_json(status(self._gateway))
 

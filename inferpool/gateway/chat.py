@@ -1,4 +1,4 @@
-"""One chat request through the gateway: as many legs as it takes, one answer for the client.
+"""One text request through the gateway: as many legs as it takes, one answer for the client.
 
 A leg that fails before anything was delivered is tried elsewhere. After that another node goes on
 from the token ids that were delivered: none is lost, repeated or altered. What continuing costs is
@@ -16,21 +16,23 @@ from inferpool.gateway.answers import Answer, Delivered
 from inferpool.gateway.flights import RETRIED, Flight, OfferEnded
 from inferpool.gateway.node_stream import NodeStream, Piece
 from inferpool.gateway.router import Candidate
-from inferpool.protocol.chat import INTEGER_SAMPLERS, SAMPLERS, ChatRequest
+from inferpool.protocol.chat import ChatRequest
+from inferpool.protocol.completion import CompletionRequest
 from inferpool.protocol.errors import BadRequest, InferpoolError, PaymentRequired, Unavailable
+from inferpool.protocol.forms import form_of
 from inferpool.protocol.lifecycle import AttemptState
 from inferpool.protocol.limits import ATTEMPTS_MAX, STREAM_HEAD_TIMEOUT_S
 from inferpool.protocol.offer import Service
 from inferpool.protocol.price import exact_pico_usd
 from inferpool.protocol.receipt import Outcome, SignedReceipt
-from inferpool.protocol.usage import Usage
+from inferpool.protocol.text import INTEGER_SAMPLERS, SAMPLERS
 from inferpool.transport.base import TransportError
 
 if TYPE_CHECKING:
     from inferpool.gateway.gateway import Gateway, Hold
 
 _LOG = logging.getLogger("inferpool.gateway")
-PATH: Final = "/v1/chat/completions"
+Parsed = ChatRequest | CompletionRequest
 JSON_TYPE: Final = (b"content-type", b"application/json")
 
 # Neutral sampler numbers, for models whose manifest this gateway does not have.
@@ -47,12 +49,12 @@ assert NEUTRAL.keys() == SAMPLERS.keys(), "every sampler has a neutral value"
 
 
 @dataclass(slots=True)
-class ChatRun:
+class TextRun:
     """The legs of one answer."""
 
     gateway: Gateway
     answer: Answer
-    parsed: ChatRequest
+    parsed: Parsed
     hold: Hold
     seed: int
     delivered: Delivered = field(default_factory=Delivered)
@@ -73,6 +75,11 @@ class ChatRun:
                 last = error
                 await self._look_again(candidate, error)
                 candidates = self._choose_again()
+            except BadRequest as error:  # it would fail at any node
+                if not self.answer.started:
+                    raise
+                await self.answer.fail(error)
+                return
             if self.delivered.finish is not None:
                 await self.answer.end(self.delivered)
                 return
@@ -129,9 +136,12 @@ class ChatRun:
             candidate, sent.job, self.hold.client_id, account, self.seed
         ) as flight:
             body = sent.encode()
-            response = await flights.send(flight, PATH, [JSON_TYPE], body, STREAM_HEAD_TIMEOUT_S)
+            form = form_of(sent)
+            response = await flights.send(
+                flight, form.path, [JSON_TYPE], body, STREAM_HEAD_TIMEOUT_S
+            )
             assert sent.max_output is not None, "it is explicit"
-            stream = NodeStream(response, sent.max_output)
+            stream = NodeStream(response, sent.max_output, form)
             await self.answer.begin(candidate.node.address, candidate.service.engine_class)
             try:
                 async with aclosing(stream.pieces()) as pieces:
@@ -167,27 +177,29 @@ class ChatRun:
             self.delivered.finish = "length"
 
     async def _settle(
-        self, flight: Flight, stream: NodeStream, signed: SignedReceipt, sent: ChatRequest
+        self, flight: Flight, stream: NodeStream, signed: SignedReceipt, sent: Parsed
     ) -> None:
         """Check, book, bill, and make durable; only then may the client hear of the end."""
         delivered, receipt = self.delivered, signed.receipt
-        self.gateway.flights.settle(flight, signed, stream.answer_hash, stream.output_units)
+        units = stream.output_units if flight.attempt.service.audited else stream.texts
+        self.gateway.flights.settle(flight, signed, stream.answer_hash, units)
         delivered.prompt_units = max(0, receipt.prompt_units - len(sent.resume))
         complete = receipt.outcome is Outcome.COMPLETE and stream.finish is not None
         if complete:
             delivered.ids += delivered.pending  # ids without a text of their own, such as the end
-        whole = exact_pico_usd(
-            Usage(delivered.prompt_units, len(delivered.ids)), flight.attempt.service
-        )
+        if not flight.attempt.service.audited:  # one leg: without ids nobody can go on
+            delivered.counted = receipt.output_units
+        whole = exact_pico_usd(delivered.usage, flight.attempt.service)
         billed = max(0, whole - delivered.billed_pico_usd)
         delivered.billed_pico_usd += billed
         delivered.signed = signed
         await self.gateway.bill(flight, self.hold, billed)
         if not complete:
-            raise Unavailable("The node's engine failed in mid-answer.", code="engine_failed")
+            unknown = Unavailable("The node's engine failed in mid-answer.", code="engine_failed")
+            raise stream.failure or unknown
         delivered.finish = stream.finish
 
-    def _explicit(self, service: Service) -> ChatRequest:
+    def _explicit(self, service: Service) -> Parsed:
         """The request with every number in it, as a stream, from where the client is."""
         parsed, done = self.parsed, len(self.delivered.ids)
         numbers = {**NEUTRAL, **self.gateway.sampling(service.manifest), **parsed.sampling}

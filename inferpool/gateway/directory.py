@@ -30,8 +30,10 @@ from inferpool.protocol.limits import (
     OFFER_MAX,
     OFFER_VALID_MS,
 )
-from inferpool.protocol.offer import SignedOffer, binding_digest
+from inferpool.protocol.offer import Endpoint, SignedOffer, binding_digest
 from inferpool.transport.base import Transport, TransportError
+from inferpool.transport.http import LEARN
+from inferpool.transport.tls import NO_TLS
 
 _LOG = logging.getLogger("inferpool.directory")
 OFFER_PATH: Final = "/.well-known/inferpool/offer"
@@ -57,6 +59,7 @@ class Directory:
     _bound: dict[bytes, bytes] = field(default_factory=dict)  # node key -> owner, by the registry
     _leases: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
     _pipes: dict[str, Transport] = field(default_factory=dict)
+    _looks: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)  # one a node at most
     _task: asyncio.Task[None] | None = None
     _endpoints: set[str] = field(default_factory=set)  # as the registry had them last
     _lost: bool = False  # a node did not answer at the last look
@@ -68,12 +71,13 @@ class Directory:
 
     async def close(self) -> None:
         """Stop looking and close every pipe."""
-        tasks = [*self._leases.values(), *([self._task] if self._task else [])]
+        tasks = [*self._looks.values(), *self._leases.values()]
+        tasks += [self._task] if self._task else []
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        for pipe in self._pipes.values():
+        for pipe in (*self._pipes.values(), *(node.transport for node in self.nodes.values())):
             await pipe.close()
 
     async def _run(self) -> None:
@@ -107,7 +111,7 @@ class Directory:
     async def refresh(self) -> bool:
         """Read the registry and every node's offer, 64 at a time; False where one was missing."""
         found = await self._look_at(await self._registered())
-        self._sweep()
+        await self._sweep()
         return found
 
     async def _look_at(self, endpoints: set[str]) -> bool:
@@ -117,35 +121,59 @@ class Directory:
             async with gate:
                 return await self._look(url)
 
-        return all(await asyncio.gather(*(look(url) for url in sorted(endpoints))))
+        seen = await asyncio.gather(*(look(url) for url in sorted(endpoints)))
+        await self._sweep()
+        return all(seen)
 
     async def _look(self, url: str) -> bool:
         try:
             await self._check_reachable(url)
-            signed = await self._fetch(url)
-            await self.accept(signed, url)
+            signed, presented_spki = await self._fetch(url)
+            await self.accept(signed, url, presented_spki)
         except InferpoolError as error:
             _LOG.info("%s: no offer: %s", url, error.message)
             return False
+        except ValueError as error:  # anyone may register what is no URL
+            _LOG.info("%r is no endpoint: %s", url, error)
+            return False
         return True
 
-    async def _fetch(self, url: str) -> SignedOffer:
-        pipe = self._pipe(url, None)
+    async def _fetch(self, url: str) -> tuple[SignedOffer, bytes]:
+        """The offer at a URL, and the TLS key that showed it (see `LEARN`).
+
+        The key cannot be known before the first offer, so this one question takes any. Whoever
+        sits between us and the node may then pass the node's offer on, which names the node's
+        key and not the one that we saw: refused. Or give an offer of its own making: that is
+        signed by its own node key, so it is one more stranger, as anybody may become by
+        registering; the honest node's name, trust and channel stay with the honest key. Nothing
+        of ours is sent with the question, and everything later goes to the pinned key alone.
+        A node that changed its TLS key is found again the same way.
+        """
+        pipe = self._pipe(url)
         response = await pipe.request("GET", OFFER_PATH, (), timeout_s=OFFER_FETCH_TIMEOUT_S)
         try:
             if response.status != 200:
                 raise Refused(f"status {response.status}", code="bad_encoding")
             async with asyncio.timeout(OFFER_FETCH_TIMEOUT_S):
-                return SignedOffer.decode(await response.read(OFFER_MAX))
+                signed = SignedOffer.decode(await response.read(OFFER_MAX))
+                return signed, response.peer_spki
         except TimeoutError:
             raise Unavailable("the offer came too slowly", code="timeout") from None
         finally:
             await response.close()
 
-    def _pipe(self, url: str, spki: bytes | None) -> Transport:
+    def _pipe(self, url: str) -> Transport:
+        """The pipe for asking who is there."""
         if url not in self._pipes:
-            self._pipes[url] = self.open_transport(url, spki)
+            self._pipes[url] = self.open_transport(url, LEARN)
         return self._pipes[url]
+
+    def _transport(self, endpoint: Endpoint) -> Transport:
+        """The pipe for a node's work. A pinned one is that node's own: no offer of another node
+        that names the same URL can have it closed or repinned."""
+        if endpoint.tls_spki == NO_TLS:
+            return self._pipe(endpoint.url)
+        return self.open_transport(endpoint.url, endpoint.tls_spki)
 
     async def _check_reachable(self, url: str) -> None:
         """Refuse addresses inside our own network, which a stranger could make us call."""
@@ -163,42 +191,80 @@ class Directory:
                     code="bad_encoding",
                 )
 
-    async def accept(self, signed: SignedOffer, url: str) -> KnownNode:
-        """Check an offer and use it from now on. Raises Refused."""
+    async def accept(
+        self, signed: SignedOffer, url: str, presented_spki: bytes | None = None
+    ) -> KnownNode:
+        """Check an offer and use it from now on. Raises Refused.
+
+        `presented_spki`: the TLS key under which it was fetched from `url` (zeros: plain HTTP);
+        None where it came another way, and the pin is tried first when the node is dialled.
+        """
         offer = signed.offer
-        self._check(signed, url)
+        endpoint = self._check(signed, url, presented_spki)
         offer_hash = offer.digest()
         known = self.nodes.get(offer.node)
         if known is None:
             if len(self.nodes) >= NODES_MAX:
                 raise Refused("the directory is full", code="bad_encoding")
-            known = KnownNode(offer, offer_hash, url, self._pipe(url, None))
+            known = KnownNode(offer, offer_hash, url, self._transport(endpoint))
+            known.tls_spki = endpoint.tls_spki
             self.nodes[offer.node] = known
             self.on_found(known)
         elif (offer.epoch, offer.sequence) >= (known.offer.epoch, known.offer.sequence):
             known.offer, known.offer_hash = offer, offer_hash
-            if url != known.url:  # the node moved
-                known.url, known.transport = url, self._pipe(url, None)
+            if (url, endpoint.tls_spki) != (known.url, known.tls_spki):
+                await self._move(known, endpoint)
         lease = self._leases.get(offer.node)
         if lease is None or lease.done():
             await self._start_lease(known)
         return known
+
+    async def _move(self, node: KnownNode, endpoint: Endpoint) -> None:
+        """The node has another address or TLS key. Its process was started anew for that, so
+        nothing that still runs on the old pipe can end well."""
+        old, pinned = node.transport, node.tls_spki != NO_TLS
+        node.url, node.tls_spki = endpoint.url, endpoint.tls_spki
+        node.transport = self._transport(endpoint)
+        if pinned:
+            await old.close()
+
+    async def push(self, signed: SignedOffer) -> KnownNode:
+        """Take an offer that its node brought, under its first endpoint that may be dialled.
+
+        Raises Refused.
+        """
+        last = Refused("the offer names no endpoint", code="bad_encoding")
+        for endpoint in signed.offer.endpoints:
+            try:
+                await self._check_reachable(endpoint.url)
+            except Refused as error:
+                last = error
+            else:
+                return await self.accept(signed, endpoint.url)
+        raise last
 
     async def look(self, node: KnownNode) -> None:
         """Fetch one node's offer again now."""
         for endpoint in node.offer.endpoints:
             await self._look(endpoint.url)
 
-    def _check(self, signed: SignedOffer, url: str) -> None:
+    def _check(self, signed: SignedOffer, url: str, presented_spki: bytes | None) -> Endpoint:
+        """The endpoint of that URL in an offer that holds. Raises Refused."""
         offer, now = signed.offer, self.clock.now_ms()
         if offer.valid_until_ms <= now:
             raise Refused("the offer has ended", code="expired")
         if offer.valid_until_ms > now + OFFER_VALID_MS + CLOCK_SKEW_MS:
             raise Refused("the offer is valid for longer than ten minutes", code="expired")
-        if url not in {endpoint.url for endpoint in offer.endpoints}:
+        named = [endpoint for endpoint in offer.endpoints if endpoint.url == url]
+        if not named:
             raise Refused(f"the offer does not name {url} as its endpoint")
+        if presented_spki is not None:
+            named = [endpoint for endpoint in named if endpoint.tls_spki == presented_spki]
+        if not named:
+            raise Refused(f"{url} showed another TLS key than its offer names")
         verify(offer.digest(), signed.signature, offer.node)
         self._check_binding(signed)
+        return named[0]
 
     def _check_binding(self, signed: SignedOffer) -> None:
         offer, until_ms = signed.offer, signed.owner_valid_until_ms
@@ -260,8 +326,14 @@ class Directory:
 
     def _renew(self, node: KnownNode, lease: Lease) -> None:
         node.lease, node.lease_ms = lease, self.clock.now_ms()
+        now = (lease.epoch, lease.sequence)
+        if now > (node.offer.epoch, node.offer.sequence) and node.address not in self._looks:
+            # It sells something else since: other models, another price, nothing at all.
+            task = asyncio.create_task(self.look(node), name="look")
+            self._looks[node.address] = task
+            task.add_done_callback(lambda _: self._looks.pop(node.address, None))
 
-    def _sweep(self) -> None:
+    async def _sweep(self) -> None:
         now = self.clock.now_ms()
         for address, node in list(self.nodes.items()):
             if node.offer.valid_until_ms + OFFER_VALID_MS < now and not node.in_flight:
@@ -269,3 +341,5 @@ class Directory:
                 task = self._leases.pop(address, None)
                 if task is not None:
                     task.cancel()
+                if node.tls_spki != NO_TLS:
+                    await node.transport.close()

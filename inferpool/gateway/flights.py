@@ -44,6 +44,7 @@ from inferpool.transport.base import Response, TransportError
 
 _LOG = logging.getLogger("inferpool.gateway")
 _ERROR_BODY_MAX = 64 * 1024
+_ERROR_BODY_S = 5.0
 
 
 class OfferEnded(PaymentRequired):
@@ -68,6 +69,7 @@ class Flight:
     request_hash: bytes = b""
     sent: bool = False  # whether the node may have taken it
     response: Response | None = None
+    cheated: bool = False  # its receipt was refused: nothing about it is believed later
 
 
 @dataclass(slots=True)
@@ -104,6 +106,7 @@ class Flights:
             node.succeeded()
         except InferpoolError as error:
             record.error_code = error.code
+            flight.cheated = isinstance(error, ReceiptInvalid)
             if not isinstance(error, BadRequest):
                 node.failed(self.clock.now_ms(), error.code)
             raise
@@ -154,6 +157,9 @@ class Flights:
         record.ended_ms = self.clock.now_ms()
         refused = not flight.sent and record.state is not AttemptState.STREAMING
         record.move(AttemptState.REFUSED if refused else AttemptState.FAILED)
+        if flight.cheated:
+            # On disk too: a receipt that was refused once is not booked when it is shown again.
+            record.error_code = "receipt_invalid"
         self.ledger.save_attempt(record, flight.channel)
         if flight.sent:
             self.unresolved[request_id] = flight
@@ -215,7 +221,11 @@ class Flights:
 
     async def _refused(self, flight: Flight, response: Response) -> None:
         """Learn from an answer that is not 200; returns only where sending again makes sense."""
-        body = await response.read(_ERROR_BODY_MAX)
+        try:
+            async with asyncio.timeout(_ERROR_BODY_S):
+                body = await response.read(_ERROR_BODY_MAX)
+        except TimeoutError:
+            raise Unavailable("The node's error does not end.", code="timeout") from None
         required = response.header(headers.PAYMENT_REQUIRED)
         await response.close()
         flight.response = None
@@ -308,6 +318,8 @@ def _error_of(status: int, body: bytes) -> InferpoolError:
         return Unavailable("The node no longer serves this model.", code="no_node")
     if status in (400, 405, 413):
         return BadRequest(message, code=code if known else "invalid_request", param=param)
+    if status == 429:  # more of ours is there than it takes from one payer
+        return Unavailable(f"The node takes no more of ours now: {message}", code="overloaded")
     code = code if known and status >= 500 else "node_failed"
     return Unavailable(f"The node answered {status}: {message}", code=code)
 

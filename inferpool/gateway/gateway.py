@@ -1,8 +1,8 @@
 """The gateway: admit -> choose -> pay -> send -> watch -> (elsewhere) -> settle.
 
-`Gateway.chat` and `Gateway.infer` start here; each step is a module beside this one: `router`
-chooses, `treasury` and `flights` pay and send, `node_stream` watches, `chat` goes on elsewhere,
-`reconcile` fetches what came late.
+Every route starts here; each step is a module beside this one: `router` chooses, `treasury` and
+`flights` pay and send, `node_stream` watches, `chat` goes on elsewhere, `relay` fetches whole
+answers, `reconcile` fetches what came late.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
 from inferpool.clock import Clock
+from inferpool.engines.audio import length_ms
+from inferpool.gateway import relay
 from inferpool.gateway.answers import Answer, StreamedAnswer, WholeAnswer
-from inferpool.gateway.chat import JSON_TYPE, ChatRun
+from inferpool.gateway.chat import Parsed, TextRun
 from inferpool.gateway.directory import Directory
-from inferpool.gateway.flights import RETRIED, Flight, Flights, OfferEnded
+from inferpool.gateway.feedback import tally
+from inferpool.gateway.flights import Flight, Flights
+from inferpool.gateway.metrics import GatewayMetrics
 from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.reconcile import Reconciler
 from inferpool.gateway.router import Candidate, choose
@@ -29,19 +33,20 @@ from inferpool.payments.budget import Account
 from inferpool.payments.payer_ledger import PayerLedger
 from inferpool.protocol import headers
 from inferpool.protocol.chat import ChatRequest
-from inferpool.protocol.encoding import sha256, to_hex
-from inferpool.protocol.errors import BadRequest, InferpoolError, PaymentRequired, Unavailable
+from inferpool.protocol.completion import CompletionRequest
+from inferpool.protocol.embeddings import EmbeddingsRequest
+from inferpool.protocol.errors import BadRequest
+from inferpool.protocol.forms import form_of
+from inferpool.protocol.images import ImagesRequest
 from inferpool.protocol.job import Job
-from inferpool.protocol.limits import ANSWER_MAX, ATTEMPTS_MAX, FIRST_BYTE_TIMEOUT_S
+from inferpool.protocol.limits import ATTEMPTS_MAX
 from inferpool.protocol.offer import Service
 from inferpool.protocol.oip import InferRequest
-from inferpool.protocol.receipt import SignedReceipt
+from inferpool.protocol.transcription import TranscriptionRequest
 from inferpool.transport.asgi import HttpRequest, stop_task
 
 _LOG = logging.getLogger("inferpool.gateway")
 _SEED_BYTES: Final = 4
-
-Tensors = tuple[bytes, list[tuple[bytes, bytes]]]
 
 
 @dataclass(slots=True)
@@ -76,11 +81,13 @@ class Gateway:
     sampling: Callable[[bytes], dict[str, float]]
     random: Callable[[int], bytes] = secrets.token_bytes
     value_of_time_pico_usd_per_s: int = 0
+    metrics: GatewayMetrics = field(init=False)
     flights: Flights = field(init=False)
     reconciler: Reconciler = field(init=False)
     _draw: Random = field(init=False)
 
     def __post_init__(self) -> None:
+        self.metrics = GatewayMetrics(self.ledger, self.directory, lambda: self.flights)
         self.reconciler = Reconciler(self.ledger, self.clock)
         self.flights = Flights(
             self.treasury,
@@ -115,13 +122,19 @@ class Gateway:
 
     async def chat(self, request: HttpRequest, body: bytes, caller: Caller) -> None:
         """`POST /v1/chat/completions`. A caller that leaves ends the work at its node."""
-        parsed = ChatRequest.parse(body)
+        await self._text(request, ChatRequest.parse(body), caller)
+
+    async def complete(self, request: HttpRequest, body: bytes, caller: Caller) -> None:
+        """`POST /v1/completions`: the same for a plain prompt."""
+        await self._text(request, CompletionRequest.parse(body), caller)
+
+    async def _text(self, request: HttpRequest, parsed: Parsed, caller: Caller) -> None:
         if parsed.resume:
             raise BadRequest("resume is for gateways.", param="inferpool.resume")
         candidates = self.choose(parsed.job)
         with self.hold(caller, candidates) as hold:
             answer = self._answer(request, parsed, hold)
-            run = ChatRun(self, answer, parsed, hold, self._seed(parsed.seed))
+            run = TextRun(self, answer, parsed, hold, self.seed(parsed.seed))
             work = asyncio.create_task(run.run(candidates))
             left = asyncio.create_task(request.disconnected())
             try:
@@ -134,103 +147,60 @@ class Gateway:
             if not work.cancelled():
                 work.result()
 
-    def _answer(self, request: HttpRequest, parsed: ChatRequest, hold: Hold) -> Answer:
-        created_s = self.clock.now_ms() // 1000
+    def _answer(self, request: HttpRequest, parsed: Parsed, hold: Hold) -> Answer:
+        created_s, form = self.clock.now_ms() // 1000, form_of(parsed)
         if parsed.stream:
             return StreamedAnswer(
                 request,
                 hold.client_id,
                 parsed.model,
                 created_s,
+                form,
                 include_usage=parsed.include_usage,
             )
-        return WholeAnswer(request, hold.client_id, parsed.model, created_s)
+        return WholeAnswer(request, hold.client_id, parsed.model, created_s, form)
 
     async def infer(self, request: HttpRequest, model: str, body: bytes, caller: Caller) -> None:
         """`POST /v2/models/M/infer`: the body passes as it came."""
         length = request.headers.get(headers.INFERENCE_HEADER_LENGTH)
-        parsed = InferRequest.parse(model, body, length)
-        candidates = self.choose(parsed.job)
-        extra = [(headers.INFERENCE_HEADER_LENGTH, length)] if length is not None else [JSON_TYPE]
-        last: InferpoolError = Unavailable("No node was tried.", code="no_node")
-        with self.hold(caller, candidates) as hold:
-            for candidate in candidates[:ATTEMPTS_MAX]:
-                try:
-                    answer = await self._infer_again(candidate, parsed.job, extra, body, hold)
-                except RETRIED as error:
-                    _LOG.warning("%s: attempt failed: %s", hold.client_id, error.message)
-                    last = error
-                else:
-                    hold.complete = True
-                    await request.answer(200, *answer)
-                    return
-            if isinstance(last, PaymentRequired):
-                last = Unavailable(f"No node took our payment: {last.message}", code="no_node")
-            raise last
+        errand = relay.tensors(InferRequest.parse(model, body, length), body, length)
+        await request.answer(200, *await relay.run(self, errand, caller))
 
-    async def _infer_again(
-        self,
-        candidate: Candidate,
-        job: Job,
-        extra: list[tuple[bytes, bytes]],
-        body: bytes,
-        hold: Hold,
-    ) -> Tensors:
-        """One node, and once more under its new offer where the one we had has ended."""
-        try:
-            return await self._infer(candidate, job, extra, body, hold)
-        except OfferEnded:
-            await self.directory.look(candidate.node)
-            candidate.node.blocked_until_ms = 0
-            again = [c for c in self.choose(job) if c.node is candidate.node]
-            if not again:
-                raise
-            return await self._infer(again[0], job, extra, body, hold)
+    async def embed(self, request: HttpRequest, body: bytes, caller: Caller) -> None:
+        """`POST /v1/embeddings`."""
+        errand = relay.embeddings(EmbeddingsRequest.parse(body))
+        answer = await request.while_here(relay.run(self, errand, caller))
+        await request.answer(200, *answer)
 
-    async def _infer(
-        self,
-        candidate: Candidate,
-        job: Job,
-        extra: list[tuple[bytes, bytes]],
-        body: bytes,
-        hold: Hold,
-    ) -> Tensors:
-        account = hold.caller.account.name
-        async with self.flights.open(candidate, job, hold.client_id, account, 0) as flight:
-            path = f"/v2/models/{candidate.service.model}/infer"
-            response = await self.flights.send(flight, path, extra, body, FIRST_BYTE_TIMEOUT_S)
-            answer = await response.read(ANSWER_MAX)
-            value = response.header(headers.RECEIPT)
-            if value is None:
-                raise Unavailable("The node sent no receipt.", code="receipt_invalid")
-            signed = SignedReceipt.from_header(value)
-            self.flights.settle(flight, signed, sha256(answer), 0)
-            charge = signed.receipt.charge_pico_usd
-            await self.bill(flight, hold, charge)
-            kept = [
-                (name, found)
-                for name, found in response.headers
-                if name in (b"content-type", headers.INFERENCE_HEADER_LENGTH)
-            ]
-            ours = [
-                (b"x-request-id", hold.client_id.encode()),
-                (headers.NODE, to_hex(flight.node.address).encode()),
-                (headers.COST, str(charge).encode()),
-                (headers.RECEIPT, value),
-            ]
-            return answer, [*kept, *ours]
+    async def transcribe(self, request: HttpRequest, body: bytes, caller: Caller) -> None:
+        """`POST /v1/audio/transcriptions`: the form passes as it came."""
+        form = request.headers.get(b"content-type", b"")
+        parsed = TranscriptionRequest.parse(body, form)
+        errand = relay.transcription(parsed, body, form, await length_ms(parsed.audio))
+        answer = await request.while_here(relay.run(self, errand, caller))
+        await request.answer(200, *answer)
+
+    async def draw(self, request: HttpRequest, body: bytes, caller: Caller) -> None:
+        """`POST /v1/images/generations`."""
+        parsed = ImagesRequest.parse(body)
+        errand = relay.images(replace(parsed, seed=self.seed(parsed.seed)))
+        answer = await request.while_here(relay.run(self, errand, caller))
+        await request.answer(200, *answer)
 
     # -- the steps -------------------------------------------------------------------------------
 
     def choose(self, job: Job) -> list[Candidate]:
         """Candidates for a job, in the order to try. Raises BadRequest, Unavailable."""
-        return choose(
+        now = self.clock.now_ms()
+        candidates = choose(
             job,
             self.directory.nodes.values(),
-            now_ms=self.clock.now_ms(),
+            now_ms=now,
             value_of_time_pico_usd_per_s=self.value_of_time_pico_usd_per_s,
             random=self._draw,
         )
+        tally(candidates, now)
+        return candidates
 
     @contextmanager
     def hold(self, caller: Caller, candidates: list[Candidate]) -> Iterator[Hold]:
@@ -254,9 +224,11 @@ class Gateway:
         """Bill the client for a settled attempt and make all of it durable in one unit."""
         hold.caller.account.spend(hold.client_id.encode(), billed_pico_usd)
         flight.record.billed_pico_usd = billed_pico_usd
+        self.metrics.settled(flight.record)
         await self.flights.save(flight, hold.caller.key_hash)
 
-    def _seed(self, seed: int | None) -> int:
+    def seed(self, seed: int | None) -> int:
+        """The caller's seed, or one drawn for it."""
         return int.from_bytes(self.random(_SEED_BYTES), "big") if seed is None else seed
 
     def models(self) -> list[tuple[Service, list[KnownNode]]]:

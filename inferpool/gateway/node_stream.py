@@ -15,14 +15,17 @@ from typing import Final
 
 import orjson
 
-from inferpool.protocol.errors import Refused
+from inferpool.protocol.errors import CODES, BadRequest, InferpoolError, Refused, Unavailable
+from inferpool.protocol.forms import CHAT, Form
 from inferpool.protocol.limits import ANSWER_MAX, FIRST_BYTE_TIMEOUT_S, SILENCE_MS
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.transport.base import AnswerInvalid, AnswerTimeout, ConnectionCut, Response
 from inferpool.transport.sse import Comment, events
 
 _SILENCE_S: Final = SILENCE_MS / 1000
+ERROR_TEXT_MAX: Final = 2000
 _DONE: Final = b"[DONE]"
+SLOWEST_TOKEN_S: Final = 1.0  # a slower stream is one that does not end
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +37,16 @@ class Piece:
 
 
 class NodeStream:
-    """One answer of at most `max_output` tokens."""
+    """One answer of at most `max_output` tokens. `texts` counts the chunks that had text."""
 
-    def __init__(self, response: Response, max_output: int) -> None:
-        self._response, self._max_output = response, max_output
+    def __init__(self, response: Response, max_output: int, form: Form = CHAT) -> None:
+        self._response, self._max_output, self._form = response, max_output, form
         self._hash = hashlib.sha256()
         self._bytes = 0
         self.output_units = 0
+        self.texts = 0
         self.signed: SignedReceipt | None = None
+        self.failure: InferpoolError | None = None  # the node's own word on an answer that failed
         self.finish: str | None = None
 
     @property
@@ -57,8 +62,11 @@ class NodeStream:
         """
         loop = asyncio.get_running_loop()
         state, state_s = b"", loop.time()
+        until_s = loop.time() + FIRST_BYTE_TIMEOUT_S + SLOWEST_TOKEN_S * self._max_output
         async with aclosing(events(self._response)) as stream:
             while self.signed is None:
+                if loop.time() > until_s:
+                    raise AnswerTimeout("The node is slower than anybody would wait for.")
                 try:
                     async with asyncio.timeout(_SILENCE_S):
                         item = await anext(stream)
@@ -94,10 +102,13 @@ class NodeStream:
                 self.signed = SignedReceipt.from_wire(ours)
             except Refused as error:
                 raise AnswerInvalid(f"The node's receipt is unreadable: {error.message}") from None
+            if "error" in value:
+                self.failure = error_of(value)
             return None
         self._hash.update(data + b"\n")
         self._bytes += len(data)
-        text, finish = _choice(value)
+        text, finish = _choice(value, self._form)
+        self.texts += bool(text)
         self.finish = finish or self.finish
         ids = _ids(ours)
         self.output_units += len(ids)
@@ -106,13 +117,22 @@ class NodeStream:
         return Piece(text, ids)
 
 
-def _choice(value: dict[str, object]) -> tuple[str, str | None]:
+def error_of(value: dict[str, object]) -> InferpoolError:
+    """The error in a node's last event. Only a request's own fault is passed on as such."""
+    error = value["error"] if isinstance(value["error"], dict) else {}
+    code, param = str(error.get("code")), error.get("param")
+    message = str(error.get("message"))[:ERROR_TEXT_MAX]
+    if CODES.get(code, (0,))[0] == 400:
+        return BadRequest(message, code=code, param=str(param) if param else None)
+    return Unavailable(f"The node's engine failed in mid-answer: {message}", code="engine_failed")
+
+
+def _choice(value: dict[str, object], form: Form) -> tuple[str, str | None]:
     """Text and finish reason of a chunk's one choice."""
     choices = value.get("choices")
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         raise AnswerInvalid("The node sent a chunk without its one choice.")
-    delta, finish = choices[0].get("delta"), choices[0].get("finish_reason")
-    text = delta.get("content") if isinstance(delta, dict) else None
+    text, finish = form.text_of(choices[0]), choices[0].get("finish_reason")
     if finish not in (None, "stop", "length"):
         raise AnswerInvalid("The node sent an unknown finish reason.")
     return text if isinstance(text, str) else "", finish

@@ -8,6 +8,7 @@ from inferpool.protocol.lease import Lease
 from inferpool.protocol.limits import LEASE_VALID_MS
 from inferpool.protocol.offer import Offer
 from inferpool.transport.base import Transport
+from inferpool.transport.tls import NO_TLS
 
 _SMOOTHING = 0.2
 
@@ -26,7 +27,11 @@ class KnownNode:
     failures: float = 0.0  # running share of attempts that failed, 0 to 1
     blocked_until_ms: int = 0
     block_ms: int = 0
+    tls_spki: bytes = NO_TLS  # the key that `transport` is pinned to
     reasons: dict[str, int] = field(default_factory=dict)
+    asked: int = 0  # choices in which it was a candidate, since the start
+    chosen: int = 0
+    lost: dict[str, int] = field(default_factory=dict)  # to what it lost the others
 
     @property
     def address(self) -> bytes:

@@ -27,6 +27,8 @@ from inferpool.protocol.errors import InferpoolError, Refused, Unavailable
 from inferpool.protocol.lifecycle import AttemptState
 from inferpool.protocol.limits import RECEIPT_MAX, RECEIPTS_PAGE_MAX
 from inferpool.protocol.receipt import SignedReceipt, receipts_request_digest
+from inferpool.protocol.units import pico_usd_per_base_unit
+from inferpool.protocol.voucher import voucher_digest
 from inferpool.transport.base import AnswerInvalid
 
 if TYPE_CHECKING:
@@ -130,9 +132,26 @@ class Reconciler:
         try:
             value = orjson.loads(body)
             receipts = [SignedReceipt.from_wire(item) for item in value["receipts"]]
+            self._remember(channel, value["voucher"])
             return receipts, {from_hex(item, 32) for item in value["inFlight"]}
         except (ValueError, KeyError, TypeError) as error:
             raise AnswerInvalid(f"a page of receipts that cannot be read: {error}") from None
+
+    def _remember(self, channel: PayerChannel, voucher: dict[str, str]) -> None:
+        """A voucher of ours that went down in a crash: the node shows it, our signature proves it.
+
+        Raises ValueError for one that is not ours.
+        """
+        amount = int(voucher["maxClaimableAmount"])
+        if not channel.signed_max < amount <= channel.balance:
+            return
+        digest = voucher_digest(channel.channel_id, amount, channel.chain_id)
+        try:
+            signature = from_hex(voucher["signature"], 65)
+            verify(digest, signature, self.flights.treasury.authorizer.address)
+        except Refused as error:
+            raise ValueError(error.message) from None
+        channel.signed_max = amount
 
     def _book(self, node: KnownNode, channel: PayerChannel, signed: SignedReceipt) -> None:
         receipt = signed.receipt
@@ -166,21 +185,45 @@ class Reconciler:
     def _check(
         self, node: KnownNode, channel: PayerChannel, signed: SignedReceipt
     ) -> AttemptRecord | None:
-        request_id = signed.receipt.request_id
-        flight = self.flights.unresolved.pop(request_id, None)
+        """The record that a late receipt belongs to; None where there is nothing to book.
+
+        Raises ReceiptInvalid, Refused where the node shows what it may not.
+        """
+        receipt = signed.receipt
+        request_id = receipt.request_id
+        flight = self.flights.unresolved.get(request_id)
         if flight is not None:
+            if flight.cheated:
+                raise ReceiptInvalid("This answer's receipt was refused before.")
             check_late_receipt(signed, flight.attempt)
+            del self.flights.unresolved[request_id]
             return flight.record
-        ours = self.flights.treasury.request_ids.ours(request_id, channel.channel_id)
-        record = self._lost.pop(request_id, None)
-        if record is None and ours:
-            record = _forgotten(node, signed)
+        record = self._lost.get(request_id) or self._known(channel, request_id)
         if record is None:
-            _LOG.error("node %s has a receipt for no request of ours", to_hex(node.address))
-            return None
-        if signed.receipt.charge_pico_usd > record.maximum_pico_usd:
+            if not self.flights.treasury.request_ids.ours(request_id, channel.channel_id):
+                _LOG.error("node %s has a receipt for no request of ours", to_hex(node.address))
+                return None
+            record = _forgotten(node, signed)
+        if receipt.charge_pico_usd > record.maximum_pico_usd:
             raise ReceiptInvalid("A late receipt charges more than its maximum.")
-        verify(signed.receipt.digest(channel.chain_id), signed.signature, node.address)
+        unit = pico_usd_per_base_unit(channel.decimals)
+        if channel.total_pico_usd + receipt.charge_pico_usd >= (channel.signed_max + 1) * unit:
+            raise ReceiptInvalid("A late receipt charges more than any voucher of ours covers.")
+        verify(receipt.digest(channel.chain_id), signed.signature, node.address)
+        self._lost.pop(request_id, None)
+        return record
+
+    def _known(self, channel: PayerChannel, request_id: bytes) -> AttemptRecord | None:
+        """An attempt on disk that may still be charged. Raises ReceiptInvalid for one that may not:
+        it was settled (an id is charged once), refused, or its receipt was."""
+        record = self.ledger.attempt(request_id)
+        if record is None:
+            return None
+        chargeable = (AttemptState.FAILED, AttemptState.LOST)
+        if record.state not in chargeable or record.error_code == "receipt_invalid":
+            raise ReceiptInvalid("A receipt for a request that is over.")
+        if record.channel_id != channel.channel_id:
+            raise ReceiptInvalid("A receipt on another channel than its request.")
         return record
 
     def _resolve(self, channel: PayerChannel, running: set[bytes]) -> None:

@@ -18,7 +18,7 @@ from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import BadRequest, Unavailable
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.offer import Service
-from inferpool.protocol.price import exact_pico_usd, maximum_pico_usd
+from inferpool.protocol.price import exact_pico_usd, maximum_pico_usd, maximum_usage
 from inferpool.protocol.usage import Usage
 
 BYTES_PER_TOKEN: Final = 4  # English prose; only an expectation, never a bound
@@ -63,13 +63,17 @@ def choose(
 ) -> list[Candidate]:
     """Candidates in the order to try. Raises BadRequest(model_not_found), Unavailable(no_node)."""
     found, known = [], False
+    refused: BadRequest | None = None
     for node in nodes:
         service = node.offer.service(job.model)
-        if service is None or service.task is not job.task:
+        if service is None or not service.task.serves(job.task):
             continue
         known = True
         if node.alive(now_ms):
-            found.append(_candidate(job, node, service, value_of_time_pico_usd_per_s))
+            try:
+                found.append(_candidate(job, node, service, value_of_time_pico_usd_per_s))
+            except BadRequest as error:  # no maximum under this offer; others may have one
+                refused = error
     if not known:
         raise BadRequest(
             f"No node offers the model {job.model!r} for {job.task.value};"
@@ -77,6 +81,8 @@ def choose(
             code="model_not_found",
             param="model",
         )
+    if not found and refused is not None:
+        raise refused
     if not found:
         raise Unavailable(
             f"Every node with {job.model!r} is silent or failing now; try again.",
@@ -106,7 +112,10 @@ def expected_usage(job: Job, service: Service) -> Usage:
         prompt = job.prompt_bytes // BYTES_PER_TOKEN + service.message_overhead * job.messages
         most = job.max_output or service.default_max_output
         return Usage(prompt + job.resume_units, job.choices * min(most, DEFAULT_OUTPUT))
-    return Usage(job.rows, 0)
+    if job.task is Task.EMBEDDING:
+        overhead = service.message_overhead * job.messages
+        return Usage(job.prompt_bytes // BYTES_PER_TOKEN + overhead, 0)
+    return maximum_usage(job, service)  # of rows, seconds and steps the maximum is what is used
 
 
 def _expected_ms(node: KnownNode, usage: Usage) -> int:

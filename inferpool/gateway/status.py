@@ -78,6 +78,9 @@ def status(gateway: Gateway) -> dict[str, object]:
             "in_flight": node.in_flight,
             "failures": round(node.failures, 4),
             "reasons": node.reasons,
+            "asked": node.asked,
+            "chosen": node.chosen,
+            "lost": node.lost,
         }
         for node in gateway.directory.nodes.values()
     ]

@@ -50,6 +50,7 @@ class Treasury:
     request_ids: RequestIds = field(init=False)
     _by_node: dict[bytes, PayerChannel] = field(default_factory=dict)
     _locks: dict[bytes, asyncio.Lock] = field(default_factory=dict)
+    _reserved: dict[bytes, int] = field(default_factory=dict)  # node -> deposits on their way
 
     def __post_init__(self) -> None:
         self.request_ids = RequestIds.of(self.authorizer)
@@ -62,8 +63,18 @@ class Treasury:
 
     @property
     def locked(self) -> int:
-        """Base units that lie in channels."""
-        return sum(channel.balance - channel.charged for channel in self._by_node.values())
+        """Base units that lie in channels or are on their way there; channels of terms that are
+        gone count too, since their money comes back no sooner."""
+        held = sum(channel.balance - channel.charged for _, channel in self._channels())
+        return held + sum(self._reserved.values())
+
+    def _locked_by(self, node: bytes) -> int:
+        mine = [channel for owner, channel in self._channels() if owner == node]
+        held = sum(channel.balance - channel.charged for channel in mine)
+        return held + self._reserved.get(node, 0)
+
+    def _channels(self) -> list[tuple[bytes, PayerChannel]]:
+        return list(self.ledger.channels.values())
 
     async def channel(self, offer: Offer) -> PayerChannel:
         """The open channel to a node, opened with a deposit the first time.
@@ -101,6 +112,9 @@ class Treasury:
                 f"The node would lock money up for {terms.withdraw_delay_s} s.",
                 code="payment_terms",
             )
+        known = await self._left_open(offer)
+        if known is not None:
+            return known
         config = ChannelConfig(
             payer=self.payer.address,
             payer_authorizer=self.authorizer.address,
@@ -117,6 +131,17 @@ class Treasury:
         self._by_node[offer.node] = channel
         return channel
 
+    async def _left_open(self, offer: Offer) -> PayerChannel | None:
+        """A channel of the same terms from before, such as one whose deposit was mined though the
+        chain's answer was lost; the balance is the chain's."""
+        for node, channel in self._channels():
+            if node == offer.node and self._fits(channel, offer.terms):
+                channel.balance = (await self.chain.channel(channel.channel_id)).balance
+                if channel.balance > channel.charged:
+                    self._by_node[offer.node] = channel
+                    return channel
+        return None
+
     async def top_up(self, offer: Offer, channel: PayerChannel, needed: int) -> None:
         """Deposit again until the channel holds `needed` base units; many may ask at once."""
         async with self._locks.setdefault(offer.node, asyncio.Lock()):
@@ -125,7 +150,17 @@ class Treasury:
                 await self._deposit(offer, channel, amount)
 
     async def _deposit(self, offer: Offer, channel: PayerChannel, amount: int) -> None:
-        self._check_caps(channel, amount)
+        self._check_caps(offer.node, amount)
+        reserved = self._reserved.get(offer.node, 0)
+        self._reserved[offer.node] = reserved + amount
+        try:
+            await self._deposit_within_caps(offer, channel, amount)
+        finally:
+            self._reserved[offer.node] -= amount
+            if not self._reserved[offer.node]:
+                del self._reserved[offer.node]
+
+    async def _deposit_within_caps(self, offer: Offer, channel: PayerChannel, amount: int) -> None:
         terms = offer.terms
         now_s = await self.chain.now_s()
         authorization = authorize_deposit(
@@ -152,8 +187,8 @@ class Treasury:
             to_hex(channel.channel_id),
         )
 
-    def _check_caps(self, channel: PayerChannel, amount: int) -> None:
-        at_node = channel.balance - channel.charged
+    def _check_caps(self, node: bytes, amount: int) -> None:
+        at_node = self._locked_by(node)
         if at_node + amount > self.caps.per_node or self.locked + amount > self.caps.total:
             raise PaymentRequired(
                 f"A deposit of {amount} base units is over this gateway's caps"
@@ -163,5 +198,5 @@ class Treasury:
 
     async def refresh(self) -> None:
         """Read every channel's balance from the chain, as after a restart."""
-        for channel in self._by_node.values():
+        for _, channel in self._channels():
             channel.balance = (await self.chain.channel(channel.channel_id)).balance

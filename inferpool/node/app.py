@@ -3,6 +3,8 @@
 | route | what |
 | --- | --- |
 | POST /v1/chat/completions | OpenAI's chat, streamed or whole; paid |
+| POST /v1/completions | OpenAI's plain completions, the same; paid |
+| POST /v1/embeddings, /v1/audio/transcriptions, /v1/images/generations | OpenAI's; paid |
 | GET /v1/models | the services |
 | POST /v2/models/M[/versions/V]/infer | Open Inference Protocol; paid |
 | GET /v2, /v2/health/*, /v2/models/M[/ready] | its metadata |
@@ -11,7 +13,9 @@
 | GET /inferpool/receipts?channel=&after= | receipts that a payer lost |
 | GET /inferpool/evidence/ID | under the payer's signature |
 | POST /inferpool/control/claim | claim and settle now; under the control token |
+| GET /inferpool/control/status, POST drain, resume, prices, models | `node.control`, the same |
 | GET /health | 200 while it serves |
+| GET /metrics | for Prometheus; on this machine, else under the control token |
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qs
 
 from inferpool import __version__
+from inferpool.metrics import CONTENT_TYPE
+from inferpool.node.control import CONTROL, Controls
 from inferpool.node.node import Node, PaymentNeeded
 from inferpool.node.tensors import model_metadata
 from inferpool.protocol import headers, limits
@@ -46,15 +52,25 @@ Claim = Callable[[], Awaitable[dict[str, object]]]
 class NodeApp:
     """ASGI application. `claim` claims and settles; `control_token` guards what the owner does."""
 
-    def __init__(self, node: Node, claim: Claim, control_token: str) -> None:
-        self._node, self._claim = node, claim
+    def __init__(
+        self, node: Node, claim: Claim, control_token: str, controls: Controls | None = None
+    ) -> None:
+        self._node, self._claim, self._controls = node, claim, controls
         self._token = control_token.encode()
+        self._paid: dict[str, tuple[int, Callable[[HttpRequest, bytes], Awaitable[None]]]] = {
+            "/v1/chat/completions": (limits.BODY_CHAT_MAX, node.chat),
+            "/v1/completions": (limits.BODY_CHAT_MAX, node.complete),
+            "/v1/embeddings": (limits.BODY_EMBEDDING_MAX, node.embed),
+            "/v1/audio/transcriptions": (limits.BODY_AUDIO_MAX, node.transcribe),
+            "/v1/images/generations": (limits.BODY_IMAGE_MAX, node.draw),
+        }
         self._plain: dict[tuple[str, str], Callable[[HttpRequest], Awaitable[None]]] = {
             ("GET", "/v1/models"): self._models,
             ("GET", "/v2"): self._server,
             ("GET", "/v2/health/live"): self._live,
             ("GET", "/v2/health/ready"): self._ready,
             ("GET", "/health"): self._ready,
+            ("GET", "/metrics"): self._metrics,
             ("GET", "/.well-known/inferpool/offer"): self._offer,
             ("GET", "/inferpool/lease"): self._lease,
             ("POST", "/inferpool/control/claim"): self._claim_now,
@@ -77,24 +93,28 @@ class NodeApp:
 
     async def _route(self, request: HttpRequest, scope: Scope) -> None:
         method, path = request.method, request.path
-        if method == "POST" and path == "/v1/chat/completions":
-            body = await request.body(limits.BODY_CHAT_MAX)
-            await self._node.chat(request, body)
+        if method == "POST" and path in self._paid:
+            limit, serve = self._paid[path]
+            await serve(request, await request.body(limit))
         elif path.startswith("/v2/models/"):
             await self._model(request)
         elif (method, path) in self._plain:
             await self._plain[method, path](request)
+        elif self._controls is not None and path.startswith(CONTROL):
+            if not (request.is_local() and self._is_owner(request)):
+                raise Unauthorized("This needs the node's control token, on its own machine.")
+            await self._controls.serve(request)
         elif method == "GET" and path == "/inferpool/receipts":
             await self._receipts(request, scope["query_string"])
         elif method == "GET" and path.startswith("/inferpool/evidence/"):
             await self._evidence(request)
         else:
-            known = path == "/v1/chat/completions" or any(path == p for _, p in self._plain)
+            known = path in self._paid or any(path == p for _, p in self._plain)
             code = "method_not_allowed" if known else "not_found"
             raise BadRequest(f"{method} {path} is not served here.", code=code)
 
-    @staticmethod
-    async def _fail(request: HttpRequest, error: InferpoolError) -> None:
+    async def _fail(self, request: HttpRequest, error: InferpoolError) -> None:
+        self._node.metrics.refused(error.code)
         body = error.oip() if request.path.startswith("/v2") else error.openai()
         extra = error_headers(error)
         if isinstance(error, PaymentNeeded):
@@ -113,7 +133,8 @@ class NodeApp:
             await self._node.infer(request, name, body)
             return
         if request.method != "GET" or rest not in ([], ["ready"]):
-            raise BadRequest(f"{request.method} {request.path} is not served.", code="not_found")
+            code = "method_not_allowed" if rest in ([], ["ready"], ["infer"]) else "not_found"
+            raise BadRequest(f"{request.method} {request.path} is not served.", code=code)
         hosted = self._node.services.find(name, Task.TENSOR)
         if rest:
             await request.answer(200 if hosted.engine.ready() else 503, b"", ())
@@ -137,7 +158,7 @@ class NodeApp:
         await request.answer_json({"live": True})
 
     async def _ready(self, request: HttpRequest) -> None:
-        ready = not self._node.draining and bool(self._node.services.offered())
+        ready = bool(self._node.offered())
         await request.answer_json({"ready": ready}, 200 if ready else 503)
 
     async def _offer(self, request: HttpRequest) -> None:
@@ -149,9 +170,19 @@ class NodeApp:
         await request.start([(b"content-type", b"application/x-ndjson")])
         left = asyncio.ensure_future(request.disconnected())
         try:
-            while not left.done():
-                await request.send(self._node.lease().encode() + b"\n")
-                await asyncio.wait([left], timeout=limits.LEASE_EVERY_MS / 1000)
+            while not left.done() and not self._node.draining:
+                changed = asyncio.ensure_future(self._node.changed.wait())
+                try:
+                    await request.send(self._node.lease().encode() + b"\n")
+                    await asyncio.wait(
+                        [left, changed],
+                        timeout=limits.LEASE_EVERY_MS / 1000,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                finally:
+                    changed.cancel()
+            if not left.done():
+                await request.end()
         finally:
             left.cancel()
 
@@ -167,11 +198,15 @@ class NodeApp:
             raise BadRequest(
                 f"Ask with ?channel=0x...&after=N and Inferpool-Signature: {error}"
             ) from None
-        signed, running = self._node.receipts(channel_id, after, signature)
+        signed, running, channel = self._node.receipts(channel_id, after, signature)
         await request.answer_json(
             {
                 "receipts": [item.to_wire() for item in signed],
                 "inFlight": [to_hex(item) for item in running],
+                "voucher": {
+                    "maxClaimableAmount": str(channel.best),
+                    "signature": to_hex(channel.best_signature),
+                },
             }
         )
 
@@ -186,8 +221,16 @@ class NodeApp:
             200, evidence.encode(), [(b"content-type", b"application/octet-stream")]
         )
 
-    async def _claim_now(self, request: HttpRequest) -> None:
+    async def _metrics(self, request: HttpRequest) -> None:
+        if not request.is_local() and not self._is_owner(request):
+            raise Unauthorized("From another machine this needs the node's control token.")
+        await request.answer(200, self._node.metrics.text(), [CONTENT_TYPE])
+
+    def _is_owner(self, request: HttpRequest) -> bool:
         given = request.headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        if not hmac.compare_digest(given, self._token):
+        return hmac.compare_digest(given, self._token)
+
+    async def _claim_now(self, request: HttpRequest) -> None:
+        if not self._is_owner(request):
             raise Unauthorized("This needs the node's control token.")
         await request.answer_json(await self._claim())

@@ -1,9 +1,9 @@
-"""Chat on the node: run, meter, stream, sign. Also the heartbeat, which is the engine's own."""
+"""Chat and plain completions on the node: run, meter, stream. And the engine's own heartbeat."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Final, cast
 
@@ -12,13 +12,17 @@ from inferpool.node.services import Hosted
 from inferpool.node.work import Work
 from inferpool.protocol import answers
 from inferpool.protocol.chat import ChatRequest
+from inferpool.protocol.completion import CompletionRequest
+from inferpool.protocol.errors import InferpoolError
+from inferpool.protocol.forms import form_of, head
 from inferpool.protocol.limits import HEARTBEAT_MS
+from inferpool.protocol.text import TextRequest
 from inferpool.transport.asgi import HttpRequest
 
 _HEARTBEAT_S: Final = HEARTBEAT_MS / 1000
 
 
-def text_call(request: ChatRequest, hosted: Hosted, seed: int) -> TextCall:
+def text_call(request: ChatRequest | CompletionRequest, hosted: Hosted, seed: int) -> TextCall:
     """The engine's call: the caller's numbers, then the manifest's, all explicit."""
     defaults = hosted.manifest.sampling_defaults()
     known = set(Sampling.__slots__) - {"seed"}
@@ -26,8 +30,8 @@ def text_call(request: ChatRequest, hosted: Hosted, seed: int) -> TextCall:
     numbers |= request.sampling
     top_k = int(numbers.pop("top_k", 0))
     return TextCall(
-        messages=request.messages,
-        prompt=None,
+        messages=request.messages if isinstance(request, ChatRequest) else None,
+        prompt=None if isinstance(request, ChatRequest) else request.prompt,
         max_output=request.max_output or hosted.manifest.limits.default_max_output,
         sampling=Sampling(seed=seed, top_k=top_k, **numbers),
         stop=request.stop,
@@ -36,9 +40,16 @@ def text_call(request: ChatRequest, hosted: Hosted, seed: int) -> TextCall:
 
 
 async def generate(
-    hosted: Hosted, call: TextCall, progress: Progress, work: Work
+    hosted: Hosted,
+    call: TextCall,
+    progress: Progress,
+    work: Work,
+    on_first: Callable[[float], None],
 ) -> AsyncGenerator[TextChunk, None]:
-    """Run the engine and count what it gives; the meter is here and nowhere else."""
+    """Run the engine and count what it gives; the meter is here and nowhere else.
+
+    `on_first` hears how long the first token took, in ms.
+    """
     engine = cast(TextEngine, hosted.engine)
     loop = asyncio.get_running_loop()
     begun = loop.time()
@@ -47,16 +58,24 @@ async def generate(
         cast(AsyncGenerator[TextChunk, None], engine.generate(call, progress))
     ) as g:
         async for chunk in g:
-            if not work.ids:
+            if not work.usage.output_units:
                 first_ms = 1000 * (loop.time() - begun)
+                on_first(first_ms)
             if progress.prompt_units is not None:
                 work.prompt_units = progress.prompt_units
             work.ids.extend(chunk.ids)
             work.logprobs.extend(chunk.logprobs)
+            work.counted = max(work.counted, chunk.output_units)
             if chunk.prompt_units is not None:
                 work.prompt_units = chunk.prompt_units
             yield chunk
-    hosted.pace.add(first_ms, 1000 * (loop.time() - begun), len(work.ids))
+    hosted.pace.add(first_ms, 1000 * (loop.time() - begun), work.usage.output_units)
+
+
+def answer_head(work: Work, parsed: TextRequest) -> dict[str, object]:
+    """What all chunks of the answer have in common."""
+    made = head(form_of(parsed), work.request_id.hex()[:32], parsed.model, work.started_ms // 1000)
+    return {**made, "system_fingerprint": answers.fingerprint(work.service.engine_class)}
 
 
 class Heartbeat:
@@ -90,18 +109,17 @@ class Heartbeat:
         await asyncio.wait([self._task])
 
 
-class ChatStream:
+class TextStream:
     """Writes one answer as OpenAI's chunks; for our own payer with the token ids of each.
 
     `answer_hash` runs over the data of every event before the one with the receipt, each followed
     by a line feed: both sides can compute it from what crossed the wire.
     """
 
-    def __init__(self, request: HttpRequest, work: Work, model: str) -> None:
+    def __init__(self, request: HttpRequest, work: Work, parsed: TextRequest) -> None:
         self._request, self._work = request, work
-        self._head = answers.head(
-            work.request_id, model, work.service.engine_class, work.started_ms // 1000
-        )
+        self._form = form_of(parsed)
+        self._head = answer_head(work, parsed)
 
     async def send(self, value: dict[str, object]) -> None:
         """One event that counts as part of the answer."""
@@ -110,33 +128,37 @@ class ChatStream:
         await self._request.send(data)
 
     async def open(self) -> None:
-        """The first chunk: the role."""
-        await self.send(answers.chunk(self._head, {"role": "assistant", "content": ""}, None))
+        """The chunk that comes before any token, where the API has one."""
+        first = self._form.first(self._head)
+        if first is not None:
+            await self.send(first)
 
     async def token(self, chunk: TextChunk) -> None:
         """What the engine gave, as a chunk; the finish reason comes alone, as OpenAI sends it."""
         if chunk.ids or chunk.text:
-            value = answers.chunk(self._head, {"content": chunk.text}, None)
+            value = self._form.piece(self._head, chunk.text)
             if self._work.own:
                 value["inferpool"] = {"ids": chunk.ids}
             await self.send(value)
         if chunk.finish_reason is not None:
-            await self.send(answers.chunk(self._head, {}, chunk.finish_reason))
+            await self.send(self._form.last(self._head, chunk.finish_reason))
 
-    async def close(self, include_usage: bool, *, done: bool = True) -> None:
-        """Usage, with the receipt for our own payer, and the end."""
+    async def close(self, include_usage: bool, failure: InferpoolError | None = None) -> None:
+        """Usage, with the receipt for our own payer and what failed, if anything; and the end."""
         usage: dict[str, object] = {
             **self._head,
             "choices": [],
-            "usage": answers.usage_object(self._work.usage),
+            "usage": answers.usage_object(self._work.charged_usage),
         }
         if self._work.own:
             assert self._work.signed is not None, "the receipt is signed before it is sent"
             usage["inferpool"] = self._work.signed.to_wire()
+            if failure is not None:
+                usage |= failure.openai()
             await self._request.send(answers.event(usage))
         elif include_usage:
             await self._request.send(answers.event(usage))
-        if done:
+        if failure is None:
             await self._request.send(answers.DONE)
         await self._request.end()
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from inferpool.chain.base import Chain, Claim
+from inferpool.clock import Clock
 from inferpool.node.payment import PaymentGate
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.protocol.encoding import to_hex
-from inferpool.protocol.errors import InferpoolError, Refused, Unavailable
+from inferpool.protocol.errors import InferpoolError, Refused
 from inferpool.protocol.limits import CLAIM_BATCH_MAX
 from inferpool.protocol.offer import Terms
 from inferpool.protocol.voucher import Voucher
@@ -52,11 +53,20 @@ class ClaimReport:
 class Claimer:
     """Claims for one payee. One round at a time."""
 
-    def __init__(self, terms: Terms, chain: Chain, ledger: PayeeLedger, gate: PaymentGate) -> None:
-        self._terms, self._chain = terms, chain
+    def __init__(
+        self,
+        terms: Terms,
+        chain: Chain,
+        ledger: PayeeLedger,
+        gate: PaymentGate,
+        clock: Clock,
+    ) -> None:
+        self._terms, self._chain, self._clock = terms, chain, clock
+        self._last_ms = 0
         self._ledger, self._gate = ledger, gate
         self._lock = asyncio.Lock()
         self._next_block = 0
+        self._unsettled = False  # claimed by us, and its settlement failed
 
     async def claim(self) -> ClaimReport:
         """Claim all that is earned and settle it. Raises Unavailable where the chain is away."""
@@ -65,8 +75,14 @@ class Claimer:
             due = [channel for channel in self._ledger.channels.values() if channel.unclaimed > 0]
             for start in range(0, len(due), CLAIM_BATCH_MAX):
                 await self._claim_batch(due[start : start + CLAIM_BATCH_MAX], report)
-            if report.claimed:
-                await self._settle(report)
+            self._unsettled = self._unsettled or report.claimed > 0
+            try:
+                if self._unsettled:
+                    await self._settle(report)
+                    self._unsettled = False
+            finally:
+                if report.claimed:  # its gas is spent, whatever became of the settlement
+                    await self._book(report)
             return report
 
     async def _claim_batch(self, channels: list[PayeeChannel], report: ClaimReport) -> None:
@@ -111,21 +127,32 @@ class Claimer:
         report.gas_used += mined.gas_used
         report.fee_wei += mined.fee_wei
 
+    async def _book(self, report: ClaimReport) -> None:
+        self._last_ms = max(self._last_ms + 1, self._clock.now_ms())  # a round has its own time
+        await self._ledger.save_claim(
+            self._last_ms,
+            report.channels,
+            report.claimed,
+            report.settled,
+            report.gas_used,
+            report.fee_wei,
+        )
+
     async def watch(self) -> None:
         """Watch for withdrawals for ever: refuse new work on such a channel and claim at once."""
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
             try:
                 await self.watch_once()
-            except Unavailable as error:
-                _LOG.warning("the chain is away, watching goes on: %s", error.message)
+            except InferpoolError as error:
+                _LOG.warning("a look at the chain failed, watching goes on: %s", error.message)
 
     async def watch_once(self) -> None:
         """One look at the chain."""
         found, following = await self._chain.withdrawing(self._terms.payee, self._next_block)
-        self._next_block = following
         ours = [self._ledger.channels[item] for item in found if item in self._ledger.channels]
         for channel in ours:
             await self._gate.refresh(channel)
-        if ours:
+        if ours or self._unsettled:
             await self.claim()
+        self._next_block = following  # only now: a round that failed is looked at again

@@ -10,33 +10,34 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-import orjson
-
 from inferpool.clock import Clock
-from inferpool.engines.base import Progress, TensorEngine, TextCall
+from inferpool.engines.base import TensorEngine
 from inferpool.identity.signing import Key, verify
-from inferpool.node.chat import ChatStream, Heartbeat, generate, text_call
+from inferpool.node import text_run, whole
+from inferpool.node.metrics import NodeMetrics
 from inferpool.node.offers import OfferBook
 from inferpool.node.payment import Disagreement, PaymentGate
 from inferpool.node.services import Hosted, Services
-from inferpool.node.tensors import read_inputs, write_answer
+from inferpool.node.tensors import check_outputs, read_inputs, write_answer
 from inferpool.node.work import Work, sign_receipt
 from inferpool.payments import x402
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
-from inferpool.protocol import answers, headers
+from inferpool.protocol import headers
 from inferpool.protocol.chat import ChatRequest
+from inferpool.protocol.completion import CompletionRequest
 from inferpool.protocol.encoding import from_hex, sha256
-from inferpool.protocol.errors import BadRequest, InferpoolError, PaymentRequired, Unavailable
+from inferpool.protocol.errors import BadRequest, PaymentRequired, Unavailable
 from inferpool.protocol.evidence import Evidence, evidence_request_digest
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.lease import Lease
 from inferpool.protocol.limits import EVIDENCE_KEPT_MAX, EVIDENCE_KEPT_MS
-from inferpool.protocol.offer import Offer
+from inferpool.protocol.offer import Offer, Service
 from inferpool.protocol.oip import InferRequest
 from inferpool.protocol.price import maximum, maximum_usage
 from inferpool.protocol.receipt import Outcome, SignedReceipt, receipts_request_digest
-from inferpool.transport.asgi import EVENT_STREAM, JSON, HttpRequest, stop_task
+from inferpool.transport.asgi import HttpRequest
+from inferpool.transport.base import Headers
 
 _SEED_MASK: Final = 2**32 - 1
 
@@ -60,21 +61,37 @@ class Node:
     ledger: PayeeLedger
     clock: Clock
     random: Callable[[int], bytes] = secrets.token_bytes
-    draining: bool = False
+    draining: bool = False  # the process ends
+    withheld: str = ""  # why nothing is offered now: the owner's wish, in words
+    changed: asyncio.Event = field(default_factory=asyncio.Event)  # what is offered changed
+    metrics: NodeMetrics = field(init=False)
     _running: set[bytes] = field(default_factory=set)
     _evidence: OrderedDict[bytes, tuple[int, Evidence, bytes]] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self.metrics = NodeMetrics(self.services, self.ledger)
 
     # -- the path of a request ------------------------------------------------------------------
 
     async def chat(self, request: HttpRequest, body: bytes) -> None:
         """`POST /v1/chat/completions`: admit, run, meter, sign, answer."""
-        parsed = ChatRequest.parse(body)
-        hosted = self.services.find(parsed.model, Task.CHAT)
-        async with self.admit(request, hosted, parsed.job, body, parsed.seed) as work:
-            if parsed.stream:
-                await self._chat_stream(request, hosted, parsed, work)
-            else:
-                await self._chat_whole(request, hosted, parsed, work)
+        await text_run.serve(self, request, body, ChatRequest.parse(body))
+
+    async def complete(self, request: HttpRequest, body: bytes) -> None:
+        """`POST /v1/completions`: the same for a plain prompt."""
+        await text_run.serve(self, request, body, CompletionRequest.parse(body))
+
+    async def embed(self, request: HttpRequest, body: bytes) -> None:
+        """`POST /v1/embeddings`."""
+        await whole.embed(self, request, body)
+
+    async def transcribe(self, request: HttpRequest, body: bytes) -> None:
+        """`POST /v1/audio/transcriptions`."""
+        await whole.transcribe(self, request, body)
+
+    async def draw(self, request: HttpRequest, body: bytes) -> None:
+        """`POST /v1/images/generations`."""
+        await whole.draw(self, request, body)
 
     async def infer(self, request: HttpRequest, model: str, body: bytes) -> None:
         """`POST /v2/models/M/infer`: one batch of tensors."""
@@ -83,6 +100,7 @@ class Node:
         hosted = self.services.find(model, Task.TENSOR)
         engine: TensorEngine = hosted.engine
         inputs = read_inputs(parsed, engine.inputs)
+        check_outputs(parsed, engine.outputs)
         async with self.admit(request, hosted, parsed.job, body, None) as work:
             begun = asyncio.get_running_loop().time()
             outputs = await engine.infer(inputs, parsed.rows)
@@ -90,9 +108,7 @@ class Node:
             hosted.pace.add(spent_ms, spent_ms, 1)
             work.prompt_units = parsed.rows
             answer, extra = write_answer(parsed, outputs)
-            work.answer_hash.update(answer)
-            await self._finish(work, Outcome.COMPLETE)
-            await request.answer(200, answer, [*extra, *self._answer_headers(work)])
+            await self.answer(request, work, answer, extra)
 
     @asynccontextmanager
     async def admit(
@@ -104,9 +120,18 @@ class Node:
         """
         if self.draining:
             raise Unavailable("This node is going down.", code="shutting_down", retry_after_s=5)
+        if self.withheld:
+            raise Unavailable(f"This node takes no work now: {self.withheld}.", retry_after_s=30)
         own, request_id = self._identify(request)
         offer, offer_hash = self._accepted(request, own)
-        service = offer.service(job.model) or hosted.service()
+        service = offer.service(job.model)
+        if service is None and hosted.engine.ready() and not hosted.withheld:
+            raise PaymentRequired(
+                f"The offer that was taken does not sell {job.model!r};"
+                " fetch /.well-known/inferpool/offer.",
+                code="payment_terms",
+            )
+        service = service or hosted.service()  # not ready: refused below, in those words
         hosted.check(job)
         if request_id in self._running or self.ledger.receipted(request_id):
             raise BadRequest(
@@ -186,79 +211,16 @@ class Node:
 
     # -- answers ---------------------------------------------------------------------------------
 
-    async def _chat_whole(
-        self, request: HttpRequest, hosted: Hosted, parsed: ChatRequest, work: Work
-    ) -> None:
-        texts, finish = [], "stop"
-        call = text_call(parsed, hosted, work.seed)
-        async for chunk in generate(hosted, call, Progress(), work):
-            texts.append(chunk.text)
-            finish = chunk.finish_reason or finish
-        created_s = work.started_ms // 1000
-        head = answers.head(work.request_id, parsed.model, work.service.engine_class, created_s)
-        body = orjson.dumps(answers.whole(head, "".join(texts), finish, work.usage))
+    async def answer(self, request: HttpRequest, work: Work, body: bytes, extra: Headers) -> None:
+        """Sign for a whole answer and send it."""
         work.answer_hash.update(body)
-        await self._finish(work, Outcome.COMPLETE)
-        await request.answer(200, body, [JSON, *self._answer_headers(work)])
+        await self.finish(work, Outcome.COMPLETE)
+        await request.answer(200, body, [*extra, *self.answer_headers(work)])
 
-    async def _chat_stream(
-        self, request: HttpRequest, hosted: Hosted, parsed: ChatRequest, work: Work
-    ) -> None:
-        """Stream; whatever ends it early is still metered and receipted for what was sent."""
-        extra = []
-        if not work.own:
-            work.reported = work.channel.report_maximum(work.request_id)
-            extra = self._answer_headers(work)
-        # The voucher is the money: on disk before the first byte of work that it pays leaves.
-        saved = self.ledger.save_channel(work.channel)
-        stream, progress = ChatStream(request, work, parsed.model), Progress()
-        await saved
-        await request.start([*EVENT_STREAM, *extra])
-        await stream.open()
-        heartbeat = Heartbeat(request, progress)
-        call = text_call(parsed, hosted, work.seed)
-        run = asyncio.create_task(self._run_stream(hosted, call, progress, work, stream, heartbeat))
-        left = asyncio.create_task(request.disconnected())
-        try:
-            await asyncio.wait([run, left], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await heartbeat.stop()
-            await stop_task(left)
-            failure = await self._end(run)
-        if isinstance(failure, InferpoolError):
-            await self._finish(work, Outcome.FAILED)
-            if work.own:
-                await stream.close(parsed.include_usage, done=False)
-            else:
-                await stream.fail(failure.openai())
-        elif failure is not None:
-            await asyncio.shield(self._finish(work, Outcome.CANCELLED))
-        else:
-            await self._finish(work, Outcome.COMPLETE)
-            await stream.close(parsed.include_usage)
-
-    @staticmethod
-    async def _run_stream(
-        hosted: Hosted,
-        call: TextCall,
-        progress: Progress,
-        work: Work,
-        stream: ChatStream,
-        heartbeat: Heartbeat,
-    ) -> None:
-        async for chunk in generate(hosted, call, progress, work):
-            await stream.token(chunk)
-            heartbeat.sent()
-
-    @staticmethod
-    async def _end(run: asyncio.Task[None]) -> BaseException | None:
-        """The end of a run: None, its error, or CancelledError where the caller left."""
-        run.cancel()
-        await asyncio.wait([run])
-        return asyncio.CancelledError() if run.cancelled() else run.exception()
-
-    async def _finish(self, work: Work, outcome: Outcome) -> None:
+    async def finish(self, work: Work, outcome: Outcome) -> None:
+        """Sign and keep the receipt, and the evidence for a while."""
         await sign_receipt(work, self.key, self.ledger, self.clock, outcome)
+        self.metrics.finished(work, outcome)
         evidence = work.evidence()
         if evidence is not None:
             payer = work.channel.config.payer_authorizer
@@ -266,7 +228,8 @@ class Node:
             while len(self._evidence) > EVIDENCE_KEPT_MAX:
                 self._evidence.popitem(last=False)
 
-    def _answer_headers(self, work: Work) -> list[tuple[bytes, bytes]]:
+    def answer_headers(self, work: Work) -> list[tuple[bytes, bytes]]:
+        """What tells the payer the charge: x402's header, and ours where it is signed."""
         channel = work.channel
         response = x402.payment_response(
             self.gate.terms, channel.config.payer, channel.view(), work.reported
@@ -278,6 +241,21 @@ class Node:
 
     # -- what others may ask ---------------------------------------------------------------------
 
+    def offered(self) -> list[Service]:
+        """What an offer may name now: nothing while the owner withholds the machine."""
+        return [] if self.draining or self.withheld else self.services.offered()
+
+    @property
+    def busy(self) -> int:
+        """Requests that were admitted and have not ended."""
+        return len(self._running)
+
+    def announce(self) -> None:
+        """Sign an offer for what is served now, and tell it to everyone who follows the lease."""
+        self.offers.current()
+        before, self.changed = self.changed, asyncio.Event()
+        before.set()
+
     def lease(self) -> Lease:
         """What the node can take now."""
         paces = [item.pace for item in self.services.hosted if item.pace.first_unit_ms]
@@ -287,7 +265,7 @@ class Node:
         return Lease(
             epoch=self.offers.epoch,
             sequence=self.offers.sequence,
-            free_slots=0 if self.draining else self.services.free_slots,
+            free_slots=0 if self.draining or self.withheld else self.services.free_slots,
             expected_wait_ms=waiting * first_ms,
             first_unit_ms=first_ms,
             unit_us=int(slowest.unit_us) if slowest else 0,
@@ -295,8 +273,9 @@ class Node:
 
     def receipts(
         self, channel_id: bytes, after: int, signature: bytes
-    ) -> tuple[list[SignedReceipt], list[bytes]]:
-        """A page of a channel's receipts and the request ids in flight, for its payer only.
+    ) -> tuple[list[SignedReceipt], list[bytes], PayeeChannel]:
+        """A page of a channel's receipts, the request ids in flight and the channel with its best
+        voucher, for its payer only.
 
         Raises BadRequest(not_found), Refused(bad_signature).
         """
@@ -305,7 +284,8 @@ class Node:
             raise BadRequest("This node has no such channel.", code="not_found")
         digest = receipts_request_digest(self.key.address, channel_id, channel.chain_id)
         verify(digest, signature, channel.config.payer_authorizer)
-        return self.ledger.receipts(channel_id, after), list(channel.held)
+        running = [*channel.held, *self.ledger.saving(channel_id)]
+        return self.ledger.receipts(channel_id, after), running, channel
 
     def evidence(self, request_id: bytes, signature: bytes) -> Evidence:
         """Evidence that is still kept, for the payer's authoriser only.

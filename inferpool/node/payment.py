@@ -9,11 +9,12 @@ import asyncio
 from typing import Final
 
 from inferpool.chain.base import Chain
+from inferpool.node.payers import ANYONE, Payers
 from inferpool.payments import x402
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
-from inferpool.protocol.errors import InferpoolError, PaymentRequired, Unavailable
-from inferpool.protocol.limits import CHANNELS_MAX
+from inferpool.protocol.errors import InferpoolError, PaymentRequired, RateLimited, Unavailable
+from inferpool.protocol.limits import CHANNELS_MAX, CONCURRENT_PER_CHANNEL
 from inferpool.protocol.offer import Terms
 from inferpool.protocol.voucher import ChannelConfig
 
@@ -23,17 +24,31 @@ _LOCKS_MAX: Final = 1024
 class PaymentGate:
     """Admits payments of one set of terms."""
 
-    def __init__(self, terms: Terms, chain: Chain, ledger: PayeeLedger) -> None:
-        self.terms = terms
+    def __init__(
+        self,
+        terms: Terms,
+        chain: Chain,
+        ledger: PayeeLedger,
+        payers: Payers = ANYONE,
+        concurrent_per_channel: int = CONCURRENT_PER_CHANNEL,
+    ) -> None:
+        self.terms, self.payers = terms, payers
+        self._concurrent = concurrent_per_channel
         self._chain = chain
         self._ledger = ledger
         self._fresh: set[bytes] = set()  # channels whose chain state was read since the start
         self._locks: dict[bytes, asyncio.Lock] = {}
 
     async def admit(self, header: bytes, request_id: bytes, maximum: int) -> PayeeChannel:
-        """Hold `maximum` base units for a request. Raises PaymentRequired with the reason."""
+        """Hold `maximum` base units for a request. Raises PaymentRequired with the reason.
+
+        RateLimited where the channel has too many requests in flight: one payer, however rich,
+        leaves places to others. Asked before the signature is checked and before the voucher is
+        kept, so that what is refused costs little and changes nothing.
+        """
         payment = x402.parse_payment(header)
         self._check_terms(payment, maximum)
+        self.payers.check(payment.config.payer)
         channel_id = payment.config.channel_id(self.terms.chain_id)
         if payment.voucher.channel_id != channel_id:
             raise PaymentRequired(
@@ -42,6 +57,12 @@ class PaymentGate:
         if payment.kind == "deposit":
             await self._deposit(channel_id, payment)
         channel = await self.channel(payment.config, channel_id)
+        if len(channel.held) >= self._concurrent:
+            raise RateLimited(
+                f"This channel has {len(channel.held)} requests in flight here, which is all that"
+                " one channel may have; wait for one to end.",
+                retry_after_s=1,
+            )
         if payment.voucher.max_claimable > channel.balance:
             await self.refresh(channel)  # a top-up may have been mined since
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from inferpool.engines.base import Engine
 from inferpool.models.manifest import Manifest
@@ -15,6 +15,23 @@ from inferpool.protocol.limits import QUEUE_MAX
 from inferpool.protocol.offer import Service
 
 _SMOOTHING = 0.2  # of the running averages: about the last ten calls count
+
+# What a manifest's `max_rows` bounds, by task: the parameter at fault, and the error's code.
+_SIZE_AT: Final = {
+    Task.TENSOR: ("inputs[0].shape", "invalid_tensor"),
+    Task.EMBEDDING: ("input", "invalid_request"),
+    Task.TRANSCRIPTION: ("file", "invalid_request"),
+    Task.IMAGE: ("n", "invalid_request"),
+}
+
+
+def _size(job: Job) -> int:
+    """Rows, texts, whole seconds, or steps of all images."""
+    if job.task is Task.EMBEDDING:
+        return job.messages
+    if job.task is Task.TRANSCRIPTION:
+        return -(-job.audio_ms // 1000)
+    return job.steps * job.choices if job.task is Task.IMAGE else job.rows
 
 
 @dataclass(slots=True)
@@ -45,6 +62,8 @@ class Hosted:
     price_out_pico_usd_per_unit: int
     slots: int
     running: int = 0
+    withheld: bool = False  # by the owner: loaded or not, it is not offered
+    closed: bool = False  # unloaded on purpose, to be started again
     pace: Pace = field(default_factory=Pace)
     _service: Service | None = None
 
@@ -59,9 +78,17 @@ class Hosted:
             self._service = self._describe()
         return self._service
 
+    def reprice(self, price_in_pico_usd_per_unit: int, price_out_pico_usd_per_unit: int) -> None:
+        """Ask another price from the next offer on; offers that are out keep theirs."""
+        self.price_in_pico_usd_per_unit = price_in_pico_usd_per_unit
+        self.price_out_pico_usd_per_unit = price_out_pico_usd_per_unit
+        self._service = None
+
     def _describe(self) -> Service:
         manifest, limits = self.manifest, self.manifest.limits
         text = self.task in (Task.CHAT, Task.COMPLETION)
+        # Another server's answers come without ids: nothing to go on from, nothing to audit.
+        tells_ids = getattr(self.engine, "tells_ids", True)
         return Service(
             manifest=bytes.fromhex(manifest.id[2:]),
             model=manifest.name,
@@ -69,22 +96,25 @@ class Hosted:
             engine_class=self.engine.engine_class,
             price_in_pico_usd_per_unit=self.price_in_pico_usd_per_unit,
             price_out_pico_usd_per_unit=self.price_out_pico_usd_per_unit,
-            context=(limits.context if text else limits.max_rows) or 0,
+            context=limits.context or limits.max_rows,
             default_max_output=limits.default_max_output or 0,
             template_overhead=manifest.template_overhead,
             message_overhead=manifest.message_overhead,
-            resume=text,
-            audited=text,
+            resume=text and tells_ids,
+            audited=text and tells_ids,
         )
 
     def check(self, job: Job) -> None:
         """Refuse what the model cannot take. Raises BadRequest."""
         limits = self.manifest.limits
-        if self.task is Task.TENSOR and limits.max_rows and job.rows > limits.max_rows:
+        param, code = _SIZE_AT.get(self.task, ("", ""))
+        units = _size(job)
+        if param and limits.max_rows and units > limits.max_rows:
+            unit = "text" if self.task is Task.EMBEDDING else self.task.unit
             raise BadRequest(
-                f"{job.model} takes at most {limits.max_rows} rows a request, not {job.rows}.",
-                code="invalid_tensor",
-                param="inputs[0].shape",
+                f"{job.model} takes at most {limits.max_rows} {unit}s a request, not {units}.",
+                code=code,
+                param=param,
             )
         if limits.max_output and (job.max_output or 0) > limits.max_output:
             raise BadRequest(
@@ -96,7 +126,7 @@ class Hosted:
     @contextmanager
     def place(self) -> Iterator[None]:
         """Hold a place, running or in the queue. Raises Unavailable(overloaded) when full."""
-        if not self.engine.ready():
+        if self.withheld or not self.engine.ready():
             raise Unavailable(
                 f"The engine of {self.manifest.name} is not ready yet.",
                 code="engine_unavailable",
@@ -128,8 +158,8 @@ class Services:
     def find(self, model: str, task: Task) -> Hosted:
         """The service of a model. Raises BadRequest(model_not_found)."""
         found = self._by_name.get(model)
-        if found is None or found.task is not task:
-            names = ", ".join(item.manifest.name for item in self.hosted if item.task is task)
+        if found is None or not found.task.serves(task):
+            names = ", ".join(i.manifest.name for i in self.hosted if i.task.serves(task))
             raise BadRequest(
                 f"The model {model!r} is not served here for {task.value};"
                 f" served: {names or 'none'}.",
@@ -140,7 +170,7 @@ class Services:
 
     def offered(self) -> list[Service]:
         """What an offer may name now: services whose engine is ready."""
-        return [item.service() for item in self.hosted if item.engine.ready()]
+        return [item.service() for item in self.hosted if item.engine.ready() and not item.withheld]
 
     @property
     def engines(self) -> list[Engine]:

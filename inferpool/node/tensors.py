@@ -20,6 +20,9 @@ from inferpool.transport.base import Headers
 
 MODEL_VERSION: Final = "1"
 _OCTETS: Final = (b"content-type", b"application/octet-stream")
+# numpy's kinds that a JSON number may be read as, for each kind of datatype.
+_KINDS: Final = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
+_KIND_NAMES: Final = {"b": "true and false", "i": "integers", "u": "integers", "f": "numbers"}
 _NUMPY: Final = {
     "BOOL": "?",
     "FP16": "<f2",
@@ -65,9 +68,27 @@ def _raw(item: InputTensor) -> bytes:
 def _numbers(item: InputTensor) -> bytes:
     import numpy as np
 
-    array = np.array(item.data, dtype=_NUMPY[item.datatype])
-    _check_size(item, array.size)
+    found = np.array(item.data)
+    _check_size(item, found.size)
+    wanted = np.dtype(_NUMPY[item.datatype])
+    # numpy would read "1.5" as a number, null as NaN and 1.5 as the integer 1.
+    if found.size and found.dtype.kind not in _KINDS[wanted.kind]:
+        if wanted.kind != "u" or not _integers(item.data):
+            raise TypeError(f"expected {_KIND_NAMES[wanted.kind]} only")
+        found = np.array(item.data, dtype=wanted)  # numpy took 2**63 and more for floats
+    with np.errstate(over="ignore"):
+        array = found.astype(wanted)
+    # JSON has no infinity: one in the result is a number that the datatype does not hold.
+    fits = np.isfinite(array).all() if wanted.kind == "f" else np.array_equal(array, found)
+    if not fits:
+        raise OverflowError("a number is out of range")
     return array.tobytes()
+
+
+def _integers(data: object) -> bool:
+    if isinstance(data, list):
+        return all(_integers(value) for value in data)
+    return type(data) is int
 
 
 def _strings(item: InputTensor) -> bytes:
@@ -94,6 +115,22 @@ def _check_size(item: InputTensor, size: int) -> None:
         raise ValueError(f"shape {list(item.shape)} holds {prod(item.shape)} values, not {size}")
 
 
+def check_outputs(request: InferRequest, specs: Sequence[TensorSpec]) -> None:
+    """Refuse an output that the model has not, before any work. Raises BadRequest."""
+    known = [spec.name for spec in specs]
+    for wish in request.outputs:
+        if wish.name not in known:
+            raise _no_output(request.model, wish.name, known)
+
+
+def _no_output(model: str, name: str, known: Sequence[str]) -> BadRequest:
+    return BadRequest(
+        f"{model} has no output {name!r}; it has {', '.join(known)}.",
+        code="invalid_tensor",
+        param=name,
+    )
+
+
 def write_answer(request: InferRequest, outputs: Sequence[Tensor]) -> tuple[bytes, Headers]:
     """The answer's body and headers; binary where the caller asked for it."""
     by_name = {tensor.name: tensor for tensor in outputs}
@@ -104,11 +141,7 @@ def write_answer(request: InferRequest, outputs: Sequence[Tensor]) -> tuple[byte
     for name, binary in wishes:
         tensor = by_name.get(name)
         if tensor is None:
-            raise BadRequest(
-                f"{request.model} has no output {name!r}; it has {', '.join(by_name)}.",
-                code="invalid_tensor",
-                param=name,
-            )
+            raise _no_output(request.model, name, list(by_name))
         entry: dict[str, object] = {
             "name": name,
             "datatype": tensor.datatype,

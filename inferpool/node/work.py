@@ -39,13 +39,22 @@ class Work:
     prompt_units: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    counted: int = 0  # output units where there are no ids
     signed: SignedReceipt | None = None
     reported: int = 0  # base units told to the payer for this request
 
     @property
     def usage(self) -> Usage:
         """What the work used so far."""
-        return Usage(self.prompt_units, len(self.ids))
+        return Usage(self.prompt_units, len(self.ids) or self.counted)
+
+    @property
+    def charged_usage(self) -> Usage:
+        """The same within the maximum: what the receipt counts."""
+        used, most = self.usage, self.maximum_usage
+        return Usage(
+            min(used.prompt_units, most.prompt_units), min(used.output_units, most.output_units)
+        )
 
     def evidence(self) -> Evidence | None:
         """Token ids and log-probabilities, for text."""
@@ -65,10 +74,7 @@ async def sign_receipt(
     their numbers.
     """
     assert work.signed is None, "one receipt for a request id"
-    used, most = work.usage, work.maximum_usage
-    used = Usage(
-        min(used.prompt_units, most.prompt_units), min(used.output_units, most.output_units)
-    )
+    used = work.charged_usage
     charge = exact_pico_usd(used, work.service)
     channel, evidence = work.channel, work.evidence()
     work.reported += channel.charge(work.request_id, charge)

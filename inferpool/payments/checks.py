@@ -5,6 +5,7 @@ from __future__ import annotations
 from inferpool.identity.signing import verify
 from inferpool.protocol.attempt import Attempt
 from inferpool.protocol.errors import InferpoolError, Refused
+from inferpool.protocol.job import Task
 from inferpool.protocol.price import exact_pico_usd, maximum_usage
 from inferpool.protocol.receipt import SignedReceipt
 
@@ -25,7 +26,8 @@ def check_receipt(
 ) -> None:
     """Raise ReceiptInvalid unless the receipt fits the attempt and the answer that was received.
 
-    `response_hash` and `output_units` are what the payer saw itself.
+    `response_hash` and `output_units` are what the payer saw itself: token ids; of a text service
+    that is not audited, and so tells no ids, the chunks that had text.
     """
     receipt, service = signed.receipt, attempt.service
     expected = {
@@ -37,13 +39,31 @@ def check_receipt(
         "service": (receipt.service, attempt.offer.index(service)),
         "channel": (receipt.channel_id, attempt.channel_id),
         "response hash": (receipt.response_hash, response_hash),
-        "output units": (receipt.output_units, output_units),
     }
     for name, (found, wanted) in expected.items():
         if found != wanted:
             raise ReceiptInvalid(f"The node's receipt is for another {name}.")
+    _check_output(receipt.output_units, output_units, attempt)
     _check_charge(signed, attempt)
     _check_signature(signed, attempt)
+
+
+def _check_output(claimed: int, seen: int, attempt: Attempt) -> None:
+    """Where ids crossed the wire, and where nothing can be left to count, both sides count alike.
+
+    An unaudited text service fronts a server that keeps its token ids to itself. A chunk with text
+    holds at least one token and may hold several; tokens without text (an end, a thought that is
+    not shown) come in no chunk. So the chunks are the least that an honest count can be, and the
+    maximum that the payer agreed to is the most; `_check_charge` holds every receipt below it.
+    Whoever buys from such a service takes its word in between, and pays at most the maximum.
+    """
+    service = attempt.service
+    if service.task in (Task.CHAT, Task.COMPLETION) and not service.audited:
+        most = maximum_usage(attempt.job, service).output_units
+        if claimed < min(seen, most):
+            raise ReceiptInvalid("The node's receipt counts fewer units than chunks that came.")
+    elif claimed != seen:
+        raise ReceiptInvalid("The node's receipt is for another output units.")
 
 
 def check_late_receipt(signed: SignedReceipt, attempt: Attempt) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from inferpool.payments.journal import Journal, Write
 from inferpool.payments.payee import PayeeChannel
-from inferpool.payments.schema import PAYEE_CHANNELS, PAYEE_RECEIPTS
+from inferpool.payments.schema import PAYEE_CHANNELS, PAYEE_CLAIMS, PAYEE_ENERGY, PAYEE_RECEIPTS
 from inferpool.protocol.encoding import canonical, parse
 from inferpool.protocol.limits import CHANNELS_MAX, RECEIPTS_PAGE_MAX, REQUEST_IDS_KEPT_MAX
 from inferpool.protocol.receipt import SignedReceipt
@@ -46,7 +46,16 @@ class PayeeLedger:
             )
             for row in journal.read(select(PAYEE_CHANNELS).limit(CHANNELS_MAX))
         }
+        self._save_claim = journal.compile(insert(PAYEE_CLAIMS))
+        added = insert(PAYEE_ENERGY)
+        self._save_energy = journal.compile(
+            added.on_conflict_do_update(
+                index_elements=["hour_ms"],
+                set_={name: added.excluded[name] for name in ("microjoules", "busy_ms")},
+            )
+        )
         ids = select(PAYEE_RECEIPTS.c.request_id).limit(REQUEST_IDS_KEPT_MAX)
+        self._saving: dict[bytes, bytes] = {}  # request id -> channel id
         self._receipted: set[bytes] = {row.request_id for row in journal.read(ids)}
 
     def receipted(self, request_id: bytes) -> bool:
@@ -69,6 +78,7 @@ class PayeeLedger:
         receipt = signed.receipt
         assert receipt.request_id not in self._receipted, "one receipt for a request id"
         self._receipted.add(receipt.request_id)
+        self._saving[receipt.request_id] = receipt.channel_id
         values: dict[str, object] = {
             "request_id": receipt.request_id,
             "channel_id": receipt.channel_id,
@@ -78,9 +88,51 @@ class PayeeLedger:
             "ended_ms": receipt.ended_ms,
             "data": signed.encode(),
         }
-        return self._journal.write(
+        saved = self._journal.write(
             [self._channel_write(channel), Write(self._save_receipt, values)]
         )
+        saved.add_done_callback(lambda _: self._saving.pop(receipt.request_id))
+        return saved
+
+    def saving(self, channel_id: bytes) -> list[bytes]:
+        """Request ids of receipts that are signed and not durable yet: charged, and not to be
+        shown. A payer must not take them for requests that owe nothing."""
+        return [item for item, owner in self._saving.items() if owner == channel_id]
+
+    def save_claim(
+        self, claimed_ms: int, channels: int, claimed: int, settled: int, gas_used: int, fee: int
+    ) -> asyncio.Future[None]:
+        """Book a round of claims: base units, gas, and its fee in wei."""
+        values: dict[str, object] = {
+            "claimed_ms": claimed_ms,
+            "channels": channels,
+            "claimed": str(claimed),
+            "settled": str(settled),
+            "gas_used": str(gas_used),
+            "fee_wei": str(fee),
+        }
+        return self._journal.write([Write(self._save_claim, values)])
+
+    def save_energy(self, hour_ms: int, microjoules: int, busy_ms: int) -> asyncio.Future[None]:
+        """Book what an hour's work has taken so far."""
+        values = {"hour_ms": hour_ms, "microjoules": str(microjoules), "busy_ms": busy_ms}
+        return self._journal.write([Write(self._save_energy, values)])
+
+    def energy(self, hour_ms: int) -> tuple[int, int]:
+        """Microjoules and busy ms that are booked for an hour."""
+        query = select(PAYEE_ENERGY).where(PAYEE_ENERGY.c.hour_ms == hour_ms)
+        for row in self._journal.read(query):
+            return int(row.microjoules), int(row.busy_ms)
+        return 0, 0
+
+    def latest(self, limit: int) -> list[tuple[SignedReceipt, str]]:
+        """The last receipts with their models, the newest first."""
+        query = (
+            select(PAYEE_RECEIPTS.c.data, PAYEE_RECEIPTS.c.model)
+            .order_by(PAYEE_RECEIPTS.c.ended_ms.desc())
+            .limit(limit)
+        )
+        return [(SignedReceipt.decode(row.data), row.model) for row in self._journal.read(query)]
 
     def _channel_write(self, channel: PayeeChannel) -> Write:
         values: dict[str, object] = {

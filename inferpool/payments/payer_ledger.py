@@ -217,6 +217,11 @@ class PayerLedger:
         values["state"] = record.state.value
         return Write(self._save_attempt, values)
 
+    def attempt(self, request_id: bytes) -> AttemptRecord | None:
+        """One attempt as it is on disk."""
+        found = self._records(select(ATTEMPTS).where(ATTEMPTS.c.request_id == request_id))
+        return found[0] if found else None
+
     def attempts(self, limit: int) -> list[AttemptRecord]:
         """The latest attempts, newest first."""
         return self._records(select(ATTEMPTS).order_by(ATTEMPTS.c.started_ms.desc()).limit(limit))

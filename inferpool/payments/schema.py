@@ -39,6 +39,26 @@ PAYEE_RECEIPTS: Final = Table(
     Index("payee_receipts_by_seq", "channel_id", "seq", unique=True),
 )
 
+PAYEE_CLAIMS: Final = Table(
+    "payee_claims",
+    METADATA,
+    Column("claimed_ms", BigInteger, primary_key=True),
+    Column("channels", BigInteger, nullable=False),
+    Column("claimed", _AMOUNT, nullable=False),
+    Column("settled", _AMOUNT, nullable=False),
+    Column("gas_used", _AMOUNT, nullable=False),
+    Column("fee_wei", _AMOUNT, nullable=False),
+)
+
+# Energy that the CPU's own counters measured while work ran; one row an hour.
+PAYEE_ENERGY: Final = Table(
+    "payee_energy",
+    METADATA,
+    Column("hour_ms", BigInteger, primary_key=True),
+    Column("microjoules", _AMOUNT, nullable=False),
+    Column("busy_ms", BigInteger, nullable=False),
+)
+
 ACCOUNTS: Final = Table(
     "accounts",
     METADATA,

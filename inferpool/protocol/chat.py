@@ -13,7 +13,7 @@ from inferpool.protocol.job import Job, Task
 from inferpool.protocol.limits import BODY_CHAT_MAX, MESSAGES_MAX, TEXT_MAX
 from inferpool.protocol.text import INTEGER_SAMPLERS as INTEGER_SAMPLERS
 from inferpool.protocol.text import SAMPLERS as SAMPLERS
-from inferpool.protocol.text import TextRequest, fail, read_json, refuse_rest, take_common
+from inferpool.protocol.text import TextRequest, fail, read_json, refuse_rest, take_shared
 
 ROLES: Final = ("system", "developer", "user", "assistant")
 
@@ -64,7 +64,7 @@ class ChatRequest(TextRequest):
         """Validate a body. Raises BadRequest with a stable code and the parameter's name."""
         body = read_json(data, BODY_CHAT_MAX)
         messages = _messages(body.pop("messages", None))
-        request = cls(messages=messages, **take_common(body))
+        request = cls(messages=messages, **take_shared(body))
         refuse_rest(body, NO_OPS)
         return request
 

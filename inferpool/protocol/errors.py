@@ -44,6 +44,7 @@ CODES: Final[dict[str, tuple[int, str, str]]] = {
     "unsupported_encoding": (415, "invalid_request_error", "A compressed body is not read."),
     "invalid_api_key": (401, "authentication_error", "The API key is missing or unknown."),
     "not_loopback": (403, "permission_error", "Without a key only loopback callers are served."),
+    "payer_refused": (403, "permission_error", "The node's owner does not serve this payer."),
     "payment_required": (402, "payment_error", "The request carries no payment."),
     "payment_invalid": (402, "payment_error", "The payment header cannot be read."),
     "payment_terms": (402, "payment_error", "The payment names other terms than offered."),
@@ -78,6 +79,7 @@ CODES: Final[dict[str, tuple[int, str, str]]] = {
     "source_failed": (502, "server_error", "No source delivered the model's file."),
     "bad_config": (422, "invalid_request_error", "A configuration key or value is wrong."),
     "bad_keystore": (422, "invalid_request_error", "A keystore cannot be opened."),
+    "bad_backup": (422, "invalid_request_error", "A backup cannot be made, opened or restored."),
     "chain_reverted": (502, "server_error", "The chain refused the transaction."),
 }
 

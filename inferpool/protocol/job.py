@@ -21,6 +21,13 @@ class Task(StrEnum):
         """The unit of price: token, row, second or step."""
         return _UNITS[self]
 
+    def serves(self, wanted: Task) -> bool:
+        """Whether a service of this task takes a job of that one.
+
+        A model that chats also completes: the prompt goes to it without the template.
+        """
+        return self is wanted or (self is Task.CHAT and wanted is Task.COMPLETION)
+
 
 _UNITS = {
     Task.CHAT: "token",

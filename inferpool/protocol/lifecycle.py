@@ -80,6 +80,28 @@ SERVICE_MOVES: Final[dict[ServiceState, frozenset[ServiceState]]] = {
 }
 
 
+class NodeState(StrEnum):
+    """Where a machine is, as its own process sees it."""
+
+    DETECTED = "detected"
+    MEASURED = "measured"
+    OFFERING = "offering"
+    PAUSED = "paused"  # by its owner's policy; goes on by itself
+    DRAINING = "draining"  # by its owner's hand; goes on by it
+    GONE = "gone"
+
+
+_N = NodeState
+NODE_MOVES: Final[dict[NodeState, frozenset[NodeState]]] = {
+    _N.DETECTED: frozenset({_N.MEASURED, _N.GONE}),
+    _N.MEASURED: frozenset({_N.OFFERING, _N.PAUSED, _N.DRAINING, _N.GONE}),
+    _N.OFFERING: frozenset({_N.PAUSED, _N.DRAINING, _N.GONE}),
+    _N.PAUSED: frozenset({_N.OFFERING, _N.DRAINING, _N.GONE}),
+    _N.DRAINING: frozenset({_N.OFFERING, _N.PAUSED, _N.GONE}),
+    _N.GONE: frozenset(),
+}
+
+
 _State = TypeVar("_State", bound=StrEnum)
 
 

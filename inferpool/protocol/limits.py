@@ -7,6 +7,9 @@ from typing import Final
 # Bodies: a 1 M token prompt is about 4 MB of text; a batch of images or rows is larger.
 BODY_CHAT_MAX: Final = 8 * 1024 * 1024
 BODY_TENSOR_MAX: Final = 64 * 1024 * 1024
+BODY_EMBEDDING_MAX: Final = 8 * 1024 * 1024
+BODY_AUDIO_MAX: Final = 26 * 1024 * 1024  # OpenAI's 25 MB file, and the form around it
+BODY_IMAGE_MAX: Final = 64 * 1024  # a prompt
 ANSWER_MAX: Final = 64 * 1024 * 1024
 PAYMENT_HEADER_MAX: Final = 16 * 1024  # base64 of a deposit payload is 2 kB
 
@@ -27,6 +30,14 @@ RESUME_MAX: Final = 1_000_000
 TENSORS_MAX: Final = 64
 RANK_MAX: Final = 8
 ROWS_MAX: Final = 65_536
+
+# Other work
+EMBEDDING_TEXTS_MAX: Final = 2048  # OpenAI's own bound
+AUDIO_MS_MAX: Final = 30 * 60_000  # the gateway waits a minute, and a second for each of audio
+FORM_PARTS_MAX: Final = 32
+FORM_HEADER_MAX: Final = 4096  # bytes of one part's header lines
+IMAGES_MAX: Final = 8  # an answer stays under ANSWER_MAX
+PROMPT_IMAGE_MAX: Final = 4000  # characters; OpenAI's bound of dall-e-3
 
 # Times
 CLOCK_SKEW_MS: Final = 30_000  # strangers' clocks
@@ -53,7 +64,16 @@ CHANNELS_MAX: Final = 100_000
 CLAIM_BATCH_MAX: Final = 100  # rows in one claim transaction
 WITHDRAW_DELAY_ACCEPTED_S: Final = 86_400  # a payer locks money for a day at most
 
+# Joining and the owner's controls
+CONTROL_BODY_MAX: Final = 16 * 1024
+PUSHES_AT_ONCE: Final = 10  # offers from one address in a burst: several nodes behind one router
+PUSH_EVERY_MS: Final = 2_000  # then one; a node pushes twice a minute
+PUSHERS_MAX: Final = 10_000  # addresses that are remembered
+CANARY_EVERY_MS: Final = 3_600_000  # for one node
+CANARIES_PER_HOUR_MAX: Final = 60  # for all: each may open a channel, which costs gas
+
 # Queues
+CONCURRENT_PER_CHANNEL: Final = 64  # below slots + queue of any service: others find a place
 QUEUE_MAX: Final = 64  # calls waiting for a slot of one service
 CONCURRENT_MAX: Final = 1024  # requests at once in one process
 REQUEST_IDS_KEPT_MAX: Final = 1_000_000

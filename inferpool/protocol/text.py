@@ -72,7 +72,7 @@ class TextRequest:
         return orjson.dumps(body)
 
 
-def take_common(body: dict[str, object]) -> dict[str, Any]:
+def take_shared(body: dict[str, object]) -> dict[str, Any]:
     """The fields of `TextRequest`, taken out of a body. Raises BadRequest."""
     stream = flag(body.pop("stream", None), "stream")
     return {

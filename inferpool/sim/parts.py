@@ -135,7 +135,7 @@ class SimNode:
             0,
             [Endpoint(self.url)],
             terms,
-            services.offered,
+            lambda: self.node.offered(),
             self.clock,
             epoch=self.starts,
         )
@@ -143,7 +143,7 @@ class SimNode:
         ledger = PayeeLedger(self.journal, self.chain.chain_id, 6)
         gate = PaymentGate(terms, chain, ledger)
         self.node = Node(key, services, offers, gate, ledger, self.clock, self.random.randbytes)
-        self.claimer = Claimer(terms, chain, ledger, gate)
+        self.claimer = Claimer(terms, chain, ledger, gate, self.clock)
         self.app = NodeApp(self.node, self._claim, "control")
         self.machine.up = True
 

@@ -6,6 +6,7 @@ import asyncio
 from typing import Final, Protocol
 
 from inferpool.transport.base import AnswerInvalid, ConnectionCut, Headers, TransportError
+from inferpool.transport.tls import NO_TLS
 
 # A reader that stops holds at most this and one read of the socket: 160 KiB.
 HIGH_WATER_BYTES: Final = 128 * 1024
@@ -34,12 +35,16 @@ class Answer:
         "_size",
         "_waiter",
         "headers",
+        "peer_spki",
         "status",
     )
 
-    def __init__(self, connection: Wire, status: int, headers: Headers) -> None:
+    def __init__(
+        self, connection: Wire, status: int, headers: Headers, peer_spki: bytes = NO_TLS
+    ) -> None:
         self.status = status
         self.headers = headers
+        self.peer_spki = peer_spki
         self._connection: Wire | None = connection
         self._parts: list[bytes] = []
         self._size = 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, Final
+import ipaddress
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
+from typing import Any, Final, TypeVar
 
 import orjson
 
@@ -15,6 +16,7 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+T = TypeVar("T")
 
 JSON: Final = (b"content-type", b"application/json")
 EVENT_STREAM: Final = (
@@ -22,6 +24,9 @@ EVENT_STREAM: Final = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # or a front holds tokens back
 )
+
+
+_FORWARDED: Final = frozenset((b"forwarded", b"x-forwarded-for", b"x-real-ip"))
 
 
 class ClientLeft(Exception):
@@ -42,6 +47,15 @@ class HttpRequest:
         self.client_host: str = (scope.get("client") or ("",))[0]
         self._receive, self._send = receive, send
         self._body_read = False
+
+    def is_local(self) -> bool:
+        """Whether the caller is on this machine, and no proxy says that it speaks for another."""
+        if self.headers.keys() & _FORWARDED:
+            return False
+        try:
+            return ipaddress.ip_address(self.client_host).is_loopback
+        except ValueError:
+            return False
 
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises BadRequest(body_too_large) before it reads past `limit`."""
@@ -79,6 +93,18 @@ class HttpRequest:
         assert self._body_read, "the body comes first"
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+    async def while_here(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work`; cancel it and raise ClientLeft when the caller hangs up before its end."""
+        run, left = asyncio.create_task(work), asyncio.create_task(self.disconnected())
+        try:
+            await asyncio.wait([run, left], return_when=asyncio.FIRST_COMPLETED)
+            if not run.done():
+                raise ClientLeft
+            return run.result()
+        finally:
+            await stop_task(left)
+            await stop_task(run)
 
     async def answer(self, status: int, body: bytes, headers: Headers = (JSON,)) -> None:
         """A whole answer."""

@@ -50,6 +50,7 @@ class Response(Protocol):
 
     status: int
     headers: Headers
+    peer_spki: bytes  # SHA-256 of the TLS key that answered; zeros: no TLS on this pipe
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of that lower-case name."""

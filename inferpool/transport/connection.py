@@ -20,6 +20,7 @@ from inferpool.transport.base import (
     ConnectionCut,
     TransportError,
 )
+from inferpool.transport.tls import NO_TLS
 
 # A receipt, an x402 answer and a browser's worth of other headers are below 16 KiB.
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -47,6 +48,7 @@ class Connection(asyncio.BufferedProtocol):
         self.idle_since_s = 0.0  # loop time, set by the pool
         self.answered = False  # any byte came back in this exchange
         self.gone = asyncio.Event()  # the socket is closed
+        self.peer_spki = NO_TLS  # SHA-256 of the key that the peer showed, set by the pool
         self._on_free, self._on_closed = on_free, on_closed
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._transport: asyncio.Transport | None = None
@@ -177,7 +179,7 @@ class Connection(asyncio.BufferedProtocol):
         future, self._head = self._head, None
         if future is None or future.done():  # cancelled a moment ago: nobody will read it
             raise httptools.HttpParserError("the caller left")
-        self._answer = answer = Answer(self, status, self._headers)
+        self._answer = answer = Answer(self, status, self._headers, self.peer_spki)
         future.set_result(answer)
         if self._bodiless or status in _NO_BODY:
             self._framed = True

@@ -140,6 +140,7 @@ class CutResponse:
     def __init__(self, inner: Response, left: int) -> None:
         self.status = inner.status
         self.headers = inner.headers
+        self.peer_spki = inner.peer_spki
         self._inner = inner
         self._left = left
 

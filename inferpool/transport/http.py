@@ -16,7 +16,7 @@ from inferpool.protocol.errors import Refused
 from inferpool.transport.answer import Answer
 from inferpool.transport.base import AnswerTimeout, ConnectFailed, ConnectionCut, Headers
 from inferpool.transport.connection import Connection
-from inferpool.transport.tls import PIN_BYTES, client_context, pin_matches
+from inferpool.transport.tls import PIN_BYTES, client_context, pin_matches, spki_sha256
 
 CONNECT_TIMEOUT_S: Final = 5.0  # a second SYN goes out after 1 s, a third after 3 s
 # Below the 5 s after which uvicorn closes an idle connection, so that we close first: the race
@@ -27,7 +27,10 @@ MAX_CONNECTIONS: Final = 1024  # per endpoint, under the usual limit on open fil
 # Safe methods of RFC 9110 section 9.2.1: sending them twice changes nothing.
 _SAFE: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 _OURS: Final = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection"))
-_LOOPBACK: Final = frozenset(("127.0.0.1", "::1"))
+# Literally these: 127.0.0.2 is loopback too, but `localhost` may be anything, and a rule with one
+# exception is checked in one line on every side (design, "Transport security").
+LOOPBACK: Final = frozenset(("127.0.0.1", "::1"))
+LEARN: Final = b""  # in the place of a pin: take any key, and tell which it was
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -35,6 +38,8 @@ def open_transport(url: str, tls_spki: bytes | None = None) -> HttpTransport:
     """A pipe to `url` (scheme, host, port; a path is put before each request's path).
 
     `tls_spki`: the 32 bytes of the pinned key; without it https asks the system's authorities.
+    `LEARN` takes whatever key is shown and tells it in `Response.peer_spki`: for the one question
+    "who are you?", whose answer is signed and names that key, and for nothing else.
     Raises Refused(bad_config): plain HTTP off loopback, a pin without TLS, not an http(s) URL.
     """
     return HttpTransport(url, tls_spki)
@@ -55,7 +60,7 @@ class HttpTransport:
     ) -> None:
         self._host, self._port, self._prefix, secure = _endpoint(url, tls_spki)
         self._tls = client_context(tls_spki is not None) if secure else None
-        self._pin = tls_spki
+        self._pin = tls_spki if secure else None
         host = f"[{self._host}]" if ":" in self._host else self._host
         self._host_line = f"host: {host}:{self._port}\r\n".encode()
         self._connect_timeout_s, self._idle_s = connect_timeout_s, idle_s
@@ -164,9 +169,13 @@ class HttpTransport:
         """Before anything is sent: the pinned key, and that nobody closed this transport."""
         if self._pin is not None:
             certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
-            if not pin_matches(certificate, self._pin):
+            if self._pin == LEARN:
+                connection.peer_spki = spki_sha256(certificate)
+            elif not pin_matches(certificate, self._pin):
                 connection.abort()
                 raise ConnectFailed(f"{where} shows another key than its offer names")
+            else:
+                connection.peer_spki = self._pin
         if self._closed or connection.closed:
             connection.abort()
             raise ConnectFailed(f"the connection to {where} was closed at once")
@@ -210,10 +219,10 @@ def _endpoint(url: str, tls_spki: bytes | None) -> tuple[str, int, str, bool]:
     if parts.username is not None:
         raise Refused("an address must not carry a password", code="bad_config")
     secure = parts.scheme == "https"
-    if not secure and parts.hostname not in _LOOPBACK:
+    if not secure and parts.hostname not in LOOPBACK:
         message = f"{url!r}: plain http goes to 127.0.0.1 or [::1] only; use https"
         raise Refused(message, code="bad_config")
-    if tls_spki is not None and (not secure or len(tls_spki) != PIN_BYTES):
+    if tls_spki and (not secure or len(tls_spki) != PIN_BYTES):
         message = "a pinned key is the 32-byte SHA-256 of an https endpoint's key"
         raise Refused(message, code="bad_config")
     return parts.hostname, port or _PORTS[parts.scheme], parts.path.rstrip("/"), secure

@@ -22,6 +22,7 @@ from inferpool.transport.base import (
     TransportError,
 )
 from inferpool.transport.faulty import Fault, Faults, FaultyTransport, RandomFaults
+from inferpool.transport.tls import NO_TLS
 
 __all__ = ["App", "Fault", "Faults", "FaultyTransport", "MemoryTransport", "RandomFaults"]
 
@@ -115,6 +116,7 @@ class MemoryAnswer:
     def __init__(self, call: _Call, status: int, headers: Headers) -> None:
         self.status = status
         self.headers = headers
+        self.peer_spki = NO_TLS
         self._call = call
 
     def header(self, name: bytes) -> bytes | None:

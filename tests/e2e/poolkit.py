@@ -9,15 +9,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 import openai
-import orjson
 import pytest
 
 from inferpool.cli.node import claim_now
@@ -244,11 +243,9 @@ def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
         return book.execute(query).fetchall()
 
 
-def start(
-    root: Path, flags: dict[str, object] | None = None, names: Iterable[str] = (CHAT, SPAM)
-) -> Running:
+def start(root: Path, flags: dict[str, object] | None = None) -> Running:
     """A pool with every role in a home of its own."""
-    pull_weights(names)
+    pull_weights()
     home = Home(root)
     pool = Pool(home, dict(FREE_PORTS if flags is None else flags))
     try:
@@ -260,8 +257,22 @@ def start(
     return Running(pool, home)
 
 
-def read_json(data: str | bytes) -> Any:
-    return orjson.loads(data)
+_SHARED: list[Running] = []
+
+
+@contextmanager
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The one pool of this test session, whichever suite asks first; every role ends with 0."""
+    if not _SHARED:
+        _SHARED.append(start(tmp_path_factory.mktemp("pool")))
+    running = _SHARED[0]
+    pids = running.pids
+    yield running
+    if running.pool.running:  # the other suite's fixture has not ended it yet
+        codes = running.pool.close()
+        all_gone(pids)
+        assert codes == {"gateway": 0, "node": 0, "chain": 0}
+        assert "Traceback" not in running.logs()
 
 
 def environment(home: Home, **more: str) -> dict[str, str]:

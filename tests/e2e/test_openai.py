@@ -237,9 +237,11 @@ def test_mistakes_raise_the_right_class_at_once(
 
 def test_wrong_key(pool: Running) -> None:
     wire = Wire()
-    with wire.client(pool, api_key="sk-wrong") as client:
-        with pytest.raises(openai.AuthenticationError) as caught:
-            ask(client)
+    with (
+        wire.client(pool, api_key="sk-wrong") as client,
+        pytest.raises(openai.AuthenticationError) as caught,
+    ):
+        ask(client)
     assert (caught.value.status_code, caught.value.code) == (401, "invalid_api_key")
     assert shape(caught.value.response.json())["type"] == "authentication_error"
     assert wire.sent == 1
@@ -269,7 +271,7 @@ def test_no_key_and_unknown_paths(pool: Running) -> None:
     assert (answer.status_code, shape(answer.json())["code"]) == (401, "invalid_api_key")
     answer = httpx.get(url)
     assert (answer.status_code, shape(answer.json())["code"]) == (405, "method_not_allowed")
-    answer = httpx.post(f"{pool.url()}/v1/embeddings", content=b"{}", headers=pool.headers)
+    answer = httpx.post(f"{pool.url()}/v1/no-such-path", content=b"{}", headers=pool.headers)
     assert (answer.status_code, shape(answer.json())["code"]) == (404, "not_found")
 
 

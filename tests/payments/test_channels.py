@@ -37,7 +37,7 @@ from tests.payments.parts import (
 
 SETTINGS = settings(
     derandomize=True,
-    max_examples=120,
+    max_examples=80,
     stateful_step_count=40,
     deadline=None,
     database=None,

@@ -352,7 +352,7 @@ def damaged(draw: st.DrawFn, body: dict[str, Any]) -> bytes:
 anything = st.binary(max_size=60) | junk.map(packed) | st.sampled_from(
     [b"", b"=", b"e30=", packed("[" * 2000), base64.b64encode(b"[" * 6000), "é".encode()]
 )  # fmt: skip
-FUZZ = settings(derandomize=True, deadline=None, database=None, max_examples=300)
+FUZZ = settings(derandomize=True, deadline=None, database=None, max_examples=150)
 
 
 @FUZZ

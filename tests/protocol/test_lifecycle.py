@@ -11,9 +11,11 @@ import pytest
 from inferpool.protocol.lifecycle import (
     ATTEMPT_MOVES,
     CHANNEL_MOVES,
+    NODE_MOVES,
     SERVICE_MOVES,
     AttemptState,
     ChannelPhase,
+    NodeState,
     ServiceState,
     move,
 )
@@ -22,6 +24,7 @@ TABLES: list[tuple[Any, type[StrEnum], str, set[str]]] = [
     (ATTEMPT_MOVES, AttemptState, "authorised", {"settled", "refused"}),
     (CHANNEL_MOVES, ChannelPhase, "opening", {"closed"}),
     (SERVICE_MOVES, ServiceState, "absent", set()),
+    (NODE_MOVES, NodeState, "detected", {"gone"}),
 ]
 each = pytest.mark.parametrize(
     ("moves", "states", "first", "ends"), TABLES, ids=[table[1].__name__ for table in TABLES]

@@ -8,13 +8,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from inferpool.engines.base import Progress, TextCall
+from inferpool.engines.fake import FakeTextEngine
+from inferpool.identity.signing import Key
+from inferpool.payments.budget import Account
 from inferpool.payments.journal import MemoryJournal, Write
 from inferpool.payments.payee import PayeeChannel
+from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.payments.payer import PayerChannel
 from inferpool.protocol.receipt import Receipt
+from inferpool.protocol.voucher import Voucher
 from inferpool.sim.clients import BrokenAnswer
 from inferpool.sim.invariants import Violated
 from inferpool.sim.world import Options, simulate
@@ -96,6 +103,35 @@ def acknowledges_early(write: Callable[..., asyncio.Future[None]]) -> Callable[.
     return write_early
 
 
+def spends_twice(spend: Callable[..., None]) -> Callable[..., None]:
+    def spend_twice(self: Account, request_id: bytes, charge_pico_usd: int) -> None:
+        spend(self, request_id, charge_pico_usd)
+        spend(self, request_id, charge_pico_usd)
+
+    return spend_twice
+
+
+def signs_too_much(sign: Callable[..., Voucher]) -> Callable[..., Voucher]:
+    def sign_more(self: PayerChannel, amount: int, key: Key) -> Voucher:
+        return sign(self, min(self.balance, amount + 500), key)
+
+    return sign_more
+
+
+def forgets_receipts(save: Callable[..., object]) -> Callable[..., object]:
+    def save_channel_only(self: PayeeLedger, channel: PayeeChannel, *_: object) -> object:
+        return self.save_channel(channel)
+
+    return save_channel_only
+
+
+def repeats_tokens(generate: Callable[..., object]) -> Callable[..., object]:
+    def generate_anew(self: FakeTextEngine, call: TextCall, progress: Progress) -> object:
+        return generate(self, replace(call, resume=()), progress)
+
+    return generate_anew
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "broken"),
     [
@@ -103,8 +139,21 @@ def acknowledges_early(write: Callable[..., asyncio.Future[None]]) -> Callable[.
         (PayeeChannel, "charge", charges_twice),
         (PayerChannel, "book", keeps_holds),
         (MemoryJournal, "write", acknowledges_early),
+        (Account, "spend", spends_twice),
+        (PayerChannel, "_sign", signs_too_much),
+        (PayeeLedger, "save_receipt", forgets_receipts),
+        (FakeTextEngine, "generate", repeats_tokens),
     ],
-    ids=["work without cover", "charge twice", "hold kept", "acknowledged before it is durable"],
+    ids=[
+        "work without cover",
+        "charge twice",
+        "hold kept",
+        "acknowledged before it is durable",
+        "settled twice",
+        "vouchers above what is in flight",
+        "receipts not stored",
+        "tokens repeated after a failover",
+    ],
 )
 def test_a_broken_rule_is_seen(
     monkeypatch: pytest.MonkeyPatch, owner: type, name: str, broken: Callable[..., object]

@@ -1,0 +1,142 @@
+"""Finding out what `node.doctor` judges: chain, clock, keys, ports, weights, the running node."""
+
+from __future__ import annotations
+
+import email.utils
+import importlib.util
+import socket
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from typing import Any, Final
+
+from inferpool.config import Config
+from inferpool.daemon.chains import chain_url, open_chain
+from inferpool.daemon.joining import MODULES, memory_needed
+from inferpool.home import Home
+from inferpool.identity import keystore
+from inferpool.identity.keys import Role
+from inferpool.models import catalogue
+from inferpool.models.manifest import Manifest
+from inferpool.models.store import Store
+from inferpool.node.doctor import Facts
+from inferpool.node.hardware import detect
+from inferpool.node.measure import EnergyCounters
+from inferpool.protocol.encoding import to_checksum
+from inferpool.protocol.errors import BadRequest, InferpoolError
+
+_TIMEOUT_S: Final = 5.0
+
+
+async def examine(config: Config, home: Home, status: dict[str, Any] | None) -> Facts:
+    """Look at everything. `status`: of the running node, None where none runs. Never raises."""
+    store = Store()
+    manifests, unknown = _manifests(config)
+    modules = {item.name: MODULES[item.engine] for item in manifests if _lacks_module(item)}
+    chain_error, gas, registered, owner = await _chain(config, home)
+    return Facts(
+        hardware=detect(store.root),
+        models=config.node.models,
+        missing_weights=[*unknown, *(item.name for item in manifests if store.missing(item))],
+        missing_modules=modules,
+        memory_needed=sum(map(memory_needed, manifests)),
+        chain_error=chain_error,
+        gas_wei=gas,
+        registered=registered,
+        gateways=config.node.gateways,
+        clock_ahead_ms=None if chain_error else _clock_ahead_ms(chain_url(config.chain, home)),
+        owner=owner,
+        key_problem=_key_problem(home),
+        port_problem="" if status else _port_problem(config.node.host, config.node.port),
+        reach_problem=_reach_problem(home) if status else "",
+        status=status,
+        machine_cost_known=bool(config.cost.watts) or EnergyCounters().readable,
+    )
+
+
+def _manifests(config: Config) -> tuple[list[Manifest], list[str]]:
+    found, unknown = [], []
+    for name in config.node.models:
+        try:
+            found.append(catalogue.load(name))
+        except BadRequest:
+            unknown.append(name)
+    return found, unknown
+
+
+def _lacks_module(manifest: Manifest) -> bool:
+    module = MODULES.get(manifest.engine)
+    return module is not None and importlib.util.find_spec(module) is None
+
+
+async def _chain(config: Config, home: Home) -> tuple[str, int | None, bool | None, str]:
+    """Error, the owner's gas in wei, whether it is registered, its address."""
+    address = None
+    with suppress(InferpoolError):
+        address = home.keys("node").addresses().get(Role.OWNER)
+    owner = to_checksum(address) if address else ""
+    try:
+        chain = await open_chain(config.chain, home)
+        if address is None:
+            return "", None, None, ""
+        gas = await chain.gas_balance(address)
+        known = any(item.owner == address for item in await chain.registrations())
+    except InferpoolError as error:
+        return error.message, None, None, owner
+    return "", gas, known, owner
+
+
+def _clock_ahead_ms(url: str) -> int | None:
+    """How far this clock is ahead of the chain's server, by the date of its answer."""
+    request = urllib.request.Request(  # noqa: S310 - the configured chain
+        url, data=b"{}", headers={"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
+            date = response.headers.get("Date", "")
+    except urllib.error.HTTPError as error:
+        date = error.headers.get("Date", "")
+    except (urllib.error.URLError, OSError, ValueError):
+        return None
+    try:
+        there = email.utils.parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError):
+        return None
+    return int(1000 * (time.time() - there))
+
+
+def _key_problem(home: Home) -> str:
+    keys = home.keys("node")
+    for role in Role:
+        if keys.path(role).exists():
+            try:
+                keystore.address(keys.path(role))
+            except InferpoolError as error:
+                return error.message
+    return ""
+
+
+def _port_problem(host: str, port: int) -> str:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as found:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind((host, port))
+        except OSError as error:
+            return f"port {port} on {host} cannot be used ({error.strerror})"
+    return ""
+
+
+def _reach_problem(home: Home) -> str:
+    """Whether the endpoint that the offer names answers, asked from here."""
+    running = home.running("node") or {}
+    endpoint = str(running.get("endpoint", ""))
+    if not endpoint:
+        return ""
+    host, _, port = endpoint.split("//", 1)[-1].partition("/")[0].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        return f"the endpoint {endpoint} does not answer from here ({error})"
+    return ""

@@ -1,0 +1,169 @@
+"""OpenAI's API from the client's side: a `TextCall` as a request, its stream as `TextChunk`s.
+
+The five sampler numbers of OpenAI go to every server. Three more have no common name: they are
+sent where the server's kind is known, and elsewhere refused unless they ask for nothing, since
+many servers drop what they do not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from enum import StrEnum
+from typing import Any, Final
+
+import orjson
+
+from inferpool.engines.base import FinishReason, TextCall, TextChunk
+from inferpool.protocol.errors import BadRequest, Unavailable
+from inferpool.transport.base import Response
+from inferpool.transport.sse import Comment, events
+
+MAX_ERROR_BYTES: Final = 64 * 1024
+_FINISHES: Final[dict[object, FinishReason]] = {"stop": "stop", "length": "length", "eos": "stop"}
+
+
+class Dialect(StrEnum):
+    """Kinds of servers whose names for further sampler numbers are known."""
+
+    LLAMACPP = "llamacpp"
+    VLLM = "vllm"
+    PLAIN = "plain"
+
+
+def dialect_of(owned_by: str) -> Dialect:
+    """The kind of a server by the owner that its list of models names."""
+    return {"llamacpp": Dialect.LLAMACPP, "vllm": Dialect.VLLM}.get(owned_by, Dialect.PLAIN)
+
+
+def request_of(call: TextCall, model: str, dialect: Dialect) -> tuple[str, bytes]:
+    """Path and body. Raises BadRequest(unsupported_parameter) for what would be dropped."""
+    sampling = call.sampling
+    body: dict[str, object] = {
+        "model": model,
+        "max_tokens": call.max_output,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "seed": sampling.seed,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **_further(call, dialect),
+    }
+    if call.stop:
+        body["stop"] = list(call.stop)
+    if call.messages is None:
+        return "/v1/completions", orjson.dumps({**body, "prompt": call.prompt or ""})
+    return "/v1/chat/completions", orjson.dumps({**body, "messages": list(call.messages)})
+
+
+def _further(call: TextCall, dialect: Dialect) -> dict[str, object]:
+    sampling = call.sampling
+    if dialect is Dialect.PLAIN:
+        asked = {
+            "top_k": sampling.top_k != 0,
+            "min_p": sampling.min_p != 0.0,
+            "repeat_penalty": sampling.repeat_penalty != 1.0,
+        }
+        for name in filter(asked.__getitem__, asked):
+            raise BadRequest(
+                f"The server of this model does not take {name!r}; leave it out.",
+                code="unsupported_parameter",
+                param=name,
+            )
+        return {}
+    penalty = "repeat_penalty" if dialect is Dialect.LLAMACPP else "repetition_penalty"
+    return {
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        penalty: sampling.repeat_penalty,
+    }
+
+
+async def refusal(response: Response) -> BadRequest | Unavailable:
+    """The error in an answer that is not 200, as one of ours, to be raised."""
+    body = await response.read(MAX_ERROR_BYTES)
+    try:
+        value: Any = orjson.loads(body)
+        error = value.get("error", value)
+        message = str(error.get("message") if isinstance(error, dict) else error)
+        code = str(error.get("code") or error.get("type")) if isinstance(error, dict) else ""
+    except (orjson.JSONDecodeError, AttributeError):
+        message, code = body[:200].decode(errors="replace"), ""
+    if response.status in (400, 413, 422):
+        long = "context" in code or "context length" in message or "context size" in message
+        return BadRequest(
+            f"The server refuses the request: {message[:2000]}",
+            code="context_length_exceeded" if long else "invalid_request",
+        )
+    busy = response.status in (429, 503)
+    return Unavailable(
+        f"The server answered {response.status}: {message[:2000]}",
+        code="engine_unavailable" if busy else "engine_failed",
+    )
+
+
+class AnswerReader:
+    """Reads one stream. Raises Unavailable(engine_failed) where it ends early or makes no sense."""
+
+    def __init__(self, max_output: int, *, chat: bool) -> None:
+        self._max_output, self._chat = max_output, chat
+        self._counted = 0  # chunks with text, then the server's usage
+        self._finish: FinishReason | None = None
+        self._prompt_units: int | None = None
+        self._done = False
+
+    async def chunks(self, response: Response) -> AsyncGenerator[TextChunk, None]:
+        """The stream's chunks; the last one has the finish reason and the prompt's tokens."""
+        async with aclosing(events(response)) as found:
+            async for event in found:
+                if isinstance(event, Comment):
+                    continue
+                if event.data == b"[DONE]":
+                    self._done = True
+                    break
+                text = self._read(event.data)
+                if text:
+                    yield TextChunk(text, output_units=self._counted)
+        # Usage comes after the finish reason, so that only the stream's end ends the answer. Some
+        # servers close without [DONE]; an answer without a finish reason was cut.
+        if self._finish is None:
+            raise Unavailable("the server's stream ended early", code="engine_failed")
+        yield TextChunk(
+            "",
+            finish_reason=self._finish,
+            prompt_units=self._prompt_units or 0,
+            output_units=self._counted,
+        )
+
+    def _read(self, data: bytes) -> str:
+        try:
+            value: Any = orjson.loads(data)
+            if "error" in value:
+                raise Unavailable(f"the server failed: {value['error']}", code="engine_failed")
+            text = self._choice(value.get("choices") or [])
+            if text:
+                self._counted = min(self._counted + 1, self._max_output)
+            if value.get("usage"):
+                self._usage(value["usage"])
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            message = f"the server sent an event that is not understood: {error!r}"
+            raise Unavailable(message, code="engine_failed") from error
+        return text
+
+    def _choice(self, choices: list[Any]) -> str:
+        if not choices:
+            return ""
+        (choice,) = choices
+        finish = choice.get("finish_reason")
+        if finish is not None:
+            self._finish = _FINISHES.get(finish, "stop")
+        text = (choice.get("delta") or {}).get("content") if self._chat else choice.get("text")
+        return str(text or "")
+
+    def _usage(self, usage: dict[str, Any]) -> None:
+        """The server's count, within what came and what was asked for."""
+        told = int(usage["completion_tokens"])
+        self._counted = min(max(told, self._counted), self._max_output)
+        self._prompt_units = max(0, int(usage["prompt_tokens"]))

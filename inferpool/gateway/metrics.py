@@ -1,0 +1,91 @@
+"""What a gateway tells Prometheus: vLLM's names where it has one, and `inferpool_*` for money."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from inferpool.gateway.directory import Directory
+from inferpool.gateway.flights import Flights
+from inferpool.metrics import FIRST_TOKEN_BUCKETS_S, Labels, Registry
+from inferpool.payments.payer_ledger import AttemptRecord, PayerLedger
+
+_MODEL = "model_name"
+
+
+class GatewayMetrics:
+    """Counts since the start; what is in flight and what is locked is read at each scrape."""
+
+    def __init__(
+        self, ledger: PayerLedger, directory: Directory, flights: Callable[[], Flights]
+    ) -> None:
+        made = self._registry = Registry()
+        self._flights = flights
+        made.gauge("vllm:num_requests_running", "Attempts at nodes now.", self._running, _MODEL)
+        self._prompt = made.count(
+            "vllm:prompt_tokens_total", "Units that went to nodes: tokens, rows, seconds.", _MODEL
+        )
+        self._output = made.count(
+            "vllm:generation_tokens_total", "Units that nodes gave: tokens, steps.", _MODEL
+        )
+        self._first = made.histogram(
+            "vllm:time_to_first_token_seconds",
+            "From the start of an attempt to its first chunk.",
+            FIRST_TOKEN_BUCKETS_S,
+            _MODEL,
+        )
+        self._receipts = made.count(
+            "inferpool_gateway_receipts_total", "Receipts checked and booked.", _MODEL
+        )
+        self._charged = made.count(
+            "inferpool_gateway_charged_pico_usd_total", "What nodes charged.", _MODEL
+        )
+        self._billed = made.count(
+            "inferpool_gateway_billed_pico_usd_total", "What clients were billed.", _MODEL
+        )
+        self._refused = made.count(
+            "inferpool_gateway_refusals_total", "Requests answered with an error.", "code"
+        )
+        made.gauge(
+            "inferpool_gateway_node_failures",
+            "Attempts that failed by a node's fault, since it was found.",
+            lambda: _failures(directory),
+            "reason",
+            kind="counter",
+        )
+        made.gauge(
+            "inferpool_gateway_channel_balance_base_units",
+            "Deposits in channels, less what was charged.",
+            lambda: [((), sum(c.balance - c.charged for _, c in ledger.channels.values()))],
+        )
+        made.gauge("inferpool_gateway_nodes", "Nodes known.", lambda: [((), len(directory.nodes))])
+
+    def _running(self) -> list[tuple[Labels, float]]:
+        now = Counter(flight.record.model for flight in self._flights().active.values())
+        return [((model,), count) for model, count in now.items()]
+
+    def settled(self, record: AttemptRecord) -> None:
+        """An attempt was settled by its receipt, and billed."""
+        model = record.model
+        self._prompt.add(record.prompt_units, model)
+        self._output.add(record.output_units, model)
+        self._charged.add(record.charge_pico_usd, model)
+        self._billed.add(record.billed_pico_usd, model)
+        self._receipts.add(1, model)
+        if record.first_ms:
+            self._first.observe((record.first_ms - record.started_ms) / 1000, model)
+
+    def refused(self, code: str) -> None:
+        """A request was answered with an error of this code."""
+        self._refused.add(1, code)
+
+    def text(self) -> bytes:
+        """A scrape's answer."""
+        return self._registry.text()
+
+
+def _failures(directory: Directory) -> list[tuple[Labels, float]]:
+    found: Counter[str] = Counter()
+    for node in directory.nodes.values():
+        found.update(node.reasons)
+    return [((reason,), count) for reason, count in found.items()]

@@ -1,0 +1,56 @@
+"""`POST /inferpool/offers`: nodes that this gateway was not told of bring their offer themselves.
+
+Anyone may push; an offer is checked as one that was fetched, and its endpoint must answer before
+it gets work. An address may push ten at once and then one every two seconds.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from inferpool.clock import Clock
+from inferpool.gateway.directory import Directory
+from inferpool.gateway.feedback import word
+from inferpool.protocol.errors import RateLimited
+from inferpool.protocol.limits import OFFER_MAX, PUSH_EVERY_MS, PUSHERS_MAX, PUSHES_AT_ONCE
+from inferpool.protocol.offer import SignedOffer
+from inferpool.transport.asgi import HttpRequest
+
+
+@dataclass(slots=True)
+class PushLimit:
+    """A bucket an address; the address that was quiet the longest is forgotten first."""
+
+    _until_ms: OrderedDict[str, int] = field(default_factory=OrderedDict)
+
+    def take(self, address: str, now_ms: int) -> None:
+        """Count one push. Raises RateLimited with the time to wait."""
+        until_ms = max(now_ms, self._until_ms.get(address, 0))
+        if until_ms + PUSH_EVERY_MS - now_ms > PUSHES_AT_ONCE * PUSH_EVERY_MS:
+            raise RateLimited(
+                "Too many offers from this address.",
+                code="rate_limited",
+                retry_after_s=max(1, PUSH_EVERY_MS // 1000),
+            )
+        self._until_ms[address] = until_ms + PUSH_EVERY_MS
+        self._until_ms.move_to_end(address)
+        if len(self._until_ms) > PUSHERS_MAX:
+            self._until_ms.popitem(last=False)
+
+
+@dataclass(slots=True)
+class PushedOffers:
+    """Serves the route."""
+
+    directory: Directory
+    clock: Clock
+    limit: PushLimit = field(default_factory=PushLimit)
+
+    async def serve(self, request: HttpRequest) -> None:
+        """Take an offer. Raises RateLimited, BadRequest(body_too_large), Refused."""
+        self.limit.take(request.client_host, self.clock.now_ms())
+        signed = SignedOffer.decode(await request.body(OFFER_MAX))
+        node = await self.directory.push(signed)
+        now = self.clock.now_ms()
+        await request.answer_json({"valid_until_ms": node.offer.valid_until_ms, **word(node, now)})

@@ -1,0 +1,157 @@
+"""Answers that come whole: tensors, embeddings, transcriptions, images. One node, or the next.
+
+An `Errand` is what all of them have in common: a size, a path, a body, and the output units that
+an honest receipt must count. Nothing reaches the client before its receipt was checked and booked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from inferpool.gateway.flights import RETRIED, OfferEnded
+from inferpool.gateway.router import Candidate
+from inferpool.payments.checks import ReceiptInvalid
+from inferpool.protocol import headers
+from inferpool.protocol.embeddings import EmbeddingsRequest
+from inferpool.protocol.encoding import sha256, to_hex
+from inferpool.protocol.errors import InferpoolError, PaymentRequired, Refused, Unavailable
+from inferpool.protocol.images import STEPS, ImagesRequest
+from inferpool.protocol.job import Job
+from inferpool.protocol.limits import ANSWER_MAX, ATTEMPTS_MAX, FIRST_BYTE_TIMEOUT_S
+from inferpool.protocol.oip import InferRequest
+from inferpool.protocol.receipt import SignedReceipt
+from inferpool.protocol.transcription import TranscriptionRequest
+
+if TYPE_CHECKING:
+    from inferpool.gateway.gateway import Caller, Gateway, Hold
+from inferpool.transport.base import AnswerTimeout
+
+_LOG = logging.getLogger("inferpool.gateway")
+_JSON: Final = (b"content-type", b"application/json")
+_KEPT: Final = (b"content-type", headers.INFERENCE_HEADER_LENGTH)
+
+HeaderList = list[tuple[bytes, bytes]]
+Answer = tuple[bytes, HeaderList]
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """One whole answer to fetch. `path` and `body` may name the model as the node calls it."""
+
+    job: Job
+    path: Callable[[str], str]
+    body: Callable[[str], bytes]
+    extra: HeaderList
+    output_units: int = 0
+    seed: int = 0
+    timeout_s: float = FIRST_BYTE_TIMEOUT_S
+
+
+def tensors(parsed: InferRequest, body: bytes, length: bytes | None) -> Errand:
+    """`POST /v2/models/M/infer`. `length`: of the JSON part, where tensors follow it."""
+    extra = [_JSON] if length is None else [(headers.INFERENCE_HEADER_LENGTH, length)]
+    return Errand(parsed.job, "/v2/models/{}/infer".format, lambda _: body, extra)
+
+
+def embeddings(parsed: EmbeddingsRequest) -> Errand:
+    """`POST /v1/embeddings`."""
+    return Errand(
+        parsed.job,
+        lambda _: "/v1/embeddings",
+        lambda model: replace(parsed, model=model).encode(),
+        [_JSON],
+    )
+
+
+def transcription(parsed: TranscriptionRequest, body: bytes, form: bytes, audio_ms: int) -> Errand:
+    """`POST /v1/audio/transcriptions`. A node slower than the speech itself is given up."""
+    return Errand(
+        parsed.job(audio_ms),
+        lambda _: "/v1/audio/transcriptions",
+        lambda _: body,
+        [(b"content-type", form)],
+        timeout_s=FIRST_BYTE_TIMEOUT_S + audio_ms / 1000,
+    )
+
+
+def images(parsed: ImagesRequest) -> Errand:
+    """`POST /v1/images/generations`, with its seed set."""
+    assert parsed.seed is not None, "the gateway draws the seed"
+    return Errand(
+        parsed.job,
+        lambda _: "/v1/images/generations",
+        lambda model: replace(parsed, model=model).encode(),
+        [_JSON],
+        output_units=parsed.images * STEPS,
+        seed=parsed.seed,
+    )
+
+
+async def run(
+    gateway: Gateway, errand: Errand, caller: Caller, only: list[Candidate] | None = None
+) -> Answer:
+    """The answer of the first node that gives one. Raises BadRequest, Unavailable."""
+    candidates = gateway.choose(errand.job) if only is None else only
+    last: InferpoolError = Unavailable("No node was tried.", code="no_node")
+    with gateway.hold(caller, candidates) as hold:
+        for candidate in candidates[:ATTEMPTS_MAX]:
+            try:
+                answer = await _try(gateway, candidate, errand, hold)
+            except RETRIED as error:
+                _LOG.warning("%s: attempt failed: %s", hold.client_id, error.message)
+                last = error
+            else:
+                hold.complete = True
+                return answer
+        if isinstance(last, PaymentRequired):
+            last = Unavailable(f"No node took our payment: {last.message}", code="no_node")
+        raise last
+
+
+async def _try(gateway: Gateway, candidate: Candidate, errand: Errand, hold: Hold) -> Answer:
+    """One node, and once more under its new offer where the one we had has ended."""
+    try:
+        return await _fetch(gateway, candidate, errand, hold)
+    except OfferEnded:
+        await gateway.directory.look(candidate.node)
+        candidate.node.blocked_until_ms = 0
+        again = [c for c in gateway.choose(errand.job) if c.node is candidate.node]
+        if not again:
+            raise
+        return await _fetch(gateway, again[0], errand, hold)
+
+
+async def _fetch(gateway: Gateway, candidate: Candidate, errand: Errand, hold: Hold) -> Answer:
+    flights, account = gateway.flights, hold.caller.account.name
+    model = candidate.service.model
+    async with flights.open(candidate, errand.job, hold.client_id, account, errand.seed) as flight:
+        response = await flights.send(
+            flight, errand.path(model), errand.extra, errand.body(model), errand.timeout_s
+        )
+        try:
+            async with asyncio.timeout(errand.timeout_s):
+                answer = await response.read(ANSWER_MAX)
+        except TimeoutError:
+            raise AnswerTimeout("The node's answer does not end.") from None
+        value = response.header(headers.RECEIPT)
+        if value is None:
+            raise Unavailable("The node sent no receipt.", code="receipt_invalid")
+        try:
+            signed = SignedReceipt.from_header(value)
+        except Refused as error:
+            raise ReceiptInvalid(f"The node's receipt is unreadable: {error.message}.") from None
+        flights.settle(flight, signed, sha256(answer), errand.output_units)
+        charge = signed.receipt.charge_pico_usd
+        await gateway.bill(flight, hold, charge)
+        kept = [(name, found) for name, found in response.headers if name in _KEPT]
+        ours = [
+            (b"x-request-id", hold.client_id.encode()),
+            (headers.NODE, to_hex(flight.node.address).encode()),
+            (headers.COST, str(charge).encode()),
+            (headers.RECEIPT, value),
+        ]
+        return answer, [*kept, *ours]

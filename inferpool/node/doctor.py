@@ -1,0 +1,218 @@
+"""What would stop this machine from earning, worst first, each with its mend. Pure.
+
+`Facts` is what others found out; a fact that could not be found out is None and says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Final
+
+from inferpool.node.hardware import Hardware
+from inferpool.protocol.limits import CLOCK_SKEW_MS
+
+DISK_LOW: Final = 1 << 30
+MEMORY_LOW: Final = 512 << 20
+CRASHES: Final = 3
+
+
+class Severity(IntEnum):
+    """How bad it is; the worst has the lowest number."""
+
+    STOPS = 0  # nothing is earned
+    COSTS = 1  # less is earned, or soon nothing
+    NOTE = 2  # good to know
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing, and what to do about it."""
+
+    severity: Severity
+    code: str
+    what: str
+    mend: str
+
+    def to_wire(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "severity": self.severity.name.lower(),
+            "code": self.code,
+            "what": self.what,
+            "mend": self.mend,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of machine, chain and node. Times in ms, money in wei."""
+
+    hardware: Hardware
+    models: Sequence[str]
+    missing_weights: Sequence[str] = ()
+    missing_modules: Mapping[str, str] = field(default_factory=dict)  # model -> what is missing
+    memory_needed: int = 0
+    chain_error: str = ""
+    gas_wei: int | None = None
+    registered: bool | None = None
+    gateways: Sequence[str] = ()
+    clock_ahead_ms: int | None = None
+    owner: str = ""
+    key_problem: str = ""
+    port_problem: str = ""
+    reach_problem: str = ""
+    status: Mapping[str, Any] | None = None  # of the running node
+    machine_cost_known: bool = True
+
+
+def diagnose(facts: Facts) -> list[Finding]:
+    """The findings, worst first."""
+    found = [*_models(facts), *_chain(facts), *_place(facts), *_machine(facts), *_running(facts)]
+    return sorted(found, key=lambda item: item.severity)
+
+
+def _models(facts: Facts) -> Iterator[Finding]:
+    if not facts.models:
+        yield Finding(
+            Severity.STOPS, "no_models", "no model is configured", "run `inferpool node join`"
+        )
+    for model, module in sorted(facts.missing_modules.items()):
+        what = f"the engine of {model} is not installed ({module})"
+        yield Finding(Severity.STOPS, "no_engine", what, 'pip install "inferpool[node]"')
+    for model in facts.missing_weights:
+        yield Finding(
+            Severity.STOPS,
+            "no_weights",
+            f"the weights of {model} are not here",
+            f"inferpool models pull {model}",
+        )
+    usable = facts.hardware.memory_usable
+    running = facts.status is not None and facts.status["state"] == "offering"
+    if facts.memory_needed > usable and not running:
+        limit = " (the container's limit)" if facts.hardware.memory_limit else ""
+        yield Finding(
+            Severity.STOPS,
+            "memory",
+            f"the models need {facts.memory_needed >> 20} MB, {usable >> 20} MB are left{limit}",
+            "take a model out of node.models, or give the machine more memory",
+        )
+
+
+def _chain(facts: Facts) -> Iterator[Finding]:
+    if facts.chain_error:
+        yield Finding(
+            Severity.STOPS,
+            "chain",
+            f"the chain cannot be reached: {facts.chain_error}",
+            "start `inferpool up`, or give the right chain.url",
+        )
+    if facts.registered is False and facts.gas_wei == 0 and not facts.gateways:
+        yield Finding(
+            Severity.STOPS,
+            "no_gas",
+            f"the owner key {facts.owner} is not registered and holds no gas to register",
+            "send it some gas, or name a gateway: inferpool node join --gateway URL",
+        )
+    elif facts.registered is False:
+        severity = Severity.NOTE if facts.gateways else Severity.COSTS
+        how = "only the named gateways know it" if facts.gateways else "no gateway can find it"
+        mend = "the node registers at its next start where the owner key holds gas"
+        yield Finding(severity, "not_registered", f"the node is not registered: {how}", mend)
+    ahead = facts.clock_ahead_ms
+    if ahead is not None and abs(ahead) > CLOCK_SKEW_MS:
+        what = f"this clock is {abs(ahead) // 1000} s {'ahead' if ahead > 0 else 'behind'}"
+        yield Finding(
+            Severity.STOPS,
+            "clock",
+            f"{what}; offers and receipts with such times are refused",
+            "switch on time synchronisation: timedatectl set-ntp true",
+        )
+
+
+def _place(facts: Facts) -> Iterator[Finding]:
+    if facts.key_problem:
+        mend = "run the command that it names, or restore a backup: inferpool restore FILE"
+        yield Finding(Severity.STOPS, "keystore", facts.key_problem, mend)
+    if facts.port_problem:
+        mend = "end what uses it, or choose another with node.port"
+        yield Finding(Severity.STOPS, "port", facts.port_problem, mend)
+    if facts.reach_problem:
+        mend = "set node.endpoint to the address that others reach, and forward its port"
+        yield Finding(Severity.STOPS, "reach", facts.reach_problem, mend)
+
+
+def _machine(facts: Facts) -> Iterator[Finding]:
+    hardware = facts.hardware
+    if hardware.disk_free < DISK_LOW:
+        yield Finding(
+            Severity.COSTS,
+            "disk",
+            f"{hardware.disk_free >> 20} MB of disk are free",
+            "make room: the ledger must never fail to write",
+        )
+    if hardware.memory_usable < MEMORY_LOW:
+        yield Finding(
+            Severity.COSTS,
+            "memory_low",
+            f"{hardware.memory_usable >> 20} MB of memory are left",
+            "serve a smaller model, or end other programs",
+        )
+    x86 = "x86" in hardware.system or "amd64" in hardware.system.lower()
+    if x86 and "avx2" not in hardware.features:
+        yield Finding(
+            Severity.COSTS,
+            "no_avx2",
+            "this CPU has no AVX2: text runs several times slower, and in a class of its own",
+            "serve tensor models, which need it less",
+        )
+    for gpu in hardware.gpus:
+        if gpu.untested:
+            what = f"{gpu.name} was found by {gpu.source}; no test has run that code on hardware"
+            yield Finding(Severity.NOTE, "untested", what, "compare with the maker's own tool")
+    if not facts.machine_cost_known:
+        yield Finding(
+            Severity.NOTE,
+            "rated_power",
+            "power cannot be measured here: costs are those of the CPU's class",
+            "set cost.watts and cost.machine_usd to your own numbers",
+        )
+
+
+def _running(facts: Facts) -> Iterator[Finding]:
+    status = facts.status
+    if status is None:
+        yield Finding(Severity.NOTE, "not_running", "no node runs now", "inferpool node join")
+        return
+    if status["state"] != "offering":
+        mend = "inferpool node resume" if status["state"] == "draining" else "it resumes by itself"
+        what = f"the node is {status['state']}: {status['reason']}"
+        yield Finding(Severity.COSTS, status["state"], what, mend)
+    for model in status["models"]:
+        if model["restarts"] >= CRASHES:
+            yield Finding(
+                Severity.STOPS,
+                "crash_loop",
+                f"the engine of {model['model']} was restarted {model['restarts']} times:"
+                f" {model['last_failure']}",
+                "read logs/node.log; less node.slots, or `inferpool models verify`",
+            )
+        elif not model["ready"] and status["state"] == "offering" and not model["withheld"]:
+            what = f"the engine of {model['model']} is not ready: {model['last_failure'] or '?'}"
+            yield Finding(Severity.COSTS, "engine", what, "wait; if it stays, read logs/node.log")
+    for url, told in status["gateways"].items():
+        yield from _gateway(url, told)
+
+
+def _gateway(url: str, told: Mapping[str, Any]) -> Iterator[Finding]:
+    if not told["accepted"]:
+        what = f"{url} does not take the offer: {told['error']}"
+        yield Finding(Severity.COSTS, "gateway", what, "check the URL in node.gateways")
+    elif not told.get("alive", True):
+        what = f"{url} took the offer but cannot reach this node's endpoint"
+        mend = "set node.endpoint to the address that others reach, and forward its port"
+        yield Finding(Severity.STOPS, "reach", what, mend)
+    elif told.get("blocked_ms", 0) > 0:
+        what = f"{url} keeps this node back after failures: {told.get('failed')}"
+        yield Finding(Severity.COSTS, "held_back", what, "read logs/node.log for those errors")

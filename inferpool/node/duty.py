@@ -1,0 +1,195 @@
+"""Applies the owner's policy to a running node: looks, decides, takes or refuses work.
+
+A small loop. When the owner needs the machine, what runs has a second to end, then its engines are
+closed and their memory is free; payers get receipts for what was sent and gateways go on elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from inferpool.clock import Clock
+from inferpool.node.load import LoadMeter
+from inferpool.node.measure import EnergyCounters
+from inferpool.node.node import Node
+from inferpool.node.policy import CALM_MS, MEMORY_PAUSE_MS, Decision, Policy, Sight, decide
+from inferpool.protocol.errors import InferpoolError
+from inferpool.protocol.lifecycle import NODE_MOVES, NodeState, move
+
+_LOG = logging.getLogger("inferpool.duty")
+LOOK_EVERY_S: Final = 0.25
+GRACE_S: Final = 1.0  # for what runs, before the engines are closed; memory is free within two
+_POLL_S: Final = 0.02
+_MEMORY_EVERY: Final = 8  # looks: memory changes slowly, and reading it costs a file a process
+_HOUR_MS: Final = 3_600_000
+_NEVER: Final = -(10**12)
+
+
+def _minute() -> int:
+    now = datetime.now().astimezone()
+    return now.hour * 60 + now.minute
+
+
+@dataclass(slots=True)
+class Duty:
+    """One node's policy at work. `minute` gives the minute of the local day."""
+
+    node: Node
+    policy: Policy
+    clock: Clock
+    meter: LoadMeter
+    minute: Callable[[], int] = _minute
+    counters: EnergyCounters | None = None
+    state: NodeState = NodeState.MEASURED
+    reason: str = ""
+    since_ms: int = 0
+    drained: bool = False
+    others_percent: int = 0
+    own_memory: int = 0
+    held_back: set[str] = field(default_factory=set)  # models that the owner took out
+    _disturbed_ms: int = _NEVER
+    _over_cap_ms: int = _NEVER
+    _looks: int = 0
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _energy: tuple[int, int, int] = (0, 0, 0)  # hour, microjoules, busy ms
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            await self.tick()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def tick(self) -> None:
+        """One look: decide and act. Returns when the decision is carried out."""
+        async with self._lock:
+            await self._tick()
+
+    async def _tick(self) -> None:
+        decision = decide(self.policy, self._see(), offering=self.state is NodeState.OFFERING)
+        if decision.state is NodeState.OFFERING:
+            await self._work()
+        else:
+            await self._stop(decision)
+        await self._free_held_back()
+        self._account()
+
+    def _see(self) -> Sight:
+        now = self.clock.now_ms()
+        policy = self.policy
+        if policy.idle_load_percent is not None:
+            self.others_percent = self.meter.others_percent()
+            if self.others_percent > policy.idle_load_percent // 2:
+                self._disturbed_ms = now
+        if self._looks % _MEMORY_EVERY == 0:
+            self.own_memory = self.meter.own_memory()
+        self._looks += 1
+        if policy.memory_max and self.own_memory > policy.memory_max:
+            self._over_cap_ms = now
+        return Sight(
+            minute=self.minute(),
+            drained=self.drained,
+            others_percent=self.others_percent,
+            calm_ms=min(CALM_MS, now - self._disturbed_ms),
+            own_memory=self.own_memory,
+            memory_paused_ms=min(MEMORY_PAUSE_MS, now - self._over_cap_ms),
+        )
+
+    async def _work(self) -> None:
+        """Load what is not loaded, then offer. An engine that cannot load is tried again."""
+        loaded = False
+        for item in self.node.services.hosted:
+            if item.manifest.name not in self.held_back and item.closed:
+                loaded |= await self._load(item)
+        if self.state is not NodeState.OFFERING:
+            self._enter(NodeState.OFFERING, "")
+        elif loaded:
+            self.node.announce()
+
+    async def _load(self, item: Any) -> bool:
+        try:
+            await item.engine.start()
+        except InferpoolError as error:
+            _LOG.warning("%s is not loaded: %s", item.manifest.name, error.message)
+            return False
+        item.closed = False
+        return True
+
+    async def _stop(self, decision: Decision) -> None:
+        if (self.state, self.reason) != (decision.state, decision.reason):
+            same = self.state is decision.state
+            self._enter(decision.state, decision.reason, renamed=same)
+        if decision.cut:
+            await self._wait_idle(GRACE_S)
+        elif self.node.busy:
+            return  # a later look unloads, when what runs has ended
+        if decision.unload:
+            await self.unload()
+
+    async def _wait_idle(self, limit_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit_s
+        while self.node.busy and loop.time() < end:  # noqa: ASYNC110 - a second at most
+            await asyncio.sleep(_POLL_S)
+
+    async def unload(self) -> None:
+        """Close every engine that is open; the next work opens them again."""
+        open_ = [item for item in self.node.services.hosted if not item.closed]
+        for item in open_:
+            item.closed = True
+        await asyncio.gather(*(item.engine.close() for item in open_))
+        if open_:
+            self.own_memory = self.meter.own_memory()
+
+    def _enter(self, state: NodeState, reason: str, *, renamed: bool = False) -> None:
+        if not renamed:
+            self.state = move(NODE_MOVES, self.state, state)
+            self.since_ms = self.clock.now_ms()
+        self.reason = reason
+        self.node.withheld = reason
+        if not renamed:
+            _LOG.info("%s %s", state.value, reason)
+            self.node.announce()
+
+    # -- what the owner does by hand -------------------------------------------------------------
+
+    async def drain(self, drained: bool) -> None:
+        """Offer nothing and finish what runs, or go on."""
+        self.drained = drained
+        await self.tick()
+
+    async def withhold(self, model: str, withheld: bool) -> None:
+        """Take one model out, and free its memory when its work has ended; or put it back."""
+        for item in self.node.services.hosted:
+            if item.manifest.name == model:
+                item.withheld = withheld
+        (self.held_back.add if withheld else self.held_back.discard)(model)
+        self.node.announce()
+        await self.tick()
+
+    async def _free_held_back(self) -> None:
+        for item in self.node.services.hosted:
+            if item.withheld and not item.closed and not item.running:
+                item.closed = True
+                await item.engine.close()
+
+    # -- energy ----------------------------------------------------------------------------------
+
+    def _account(self) -> None:
+        """Book what the counters measured while work ran; idle time is nobody's."""
+        if self.counters is None or not self.counters.readable:
+            return
+        spent = self.counters.spent()
+        if not self.node.busy:
+            return
+        now = self.clock.now_ms()
+        hour = now - now % _HOUR_MS
+        if self._energy[0] != hour:
+            self._energy = (hour, *self.node.ledger.energy(hour))
+        _, microjoules, busy_ms = self._energy
+        self._energy = (hour, microjoules + spent, busy_ms + int(1000 * LOOK_EVERY_S))
+        self.node.ledger.save_energy(*self._energy)

@@ -1,0 +1,92 @@
+"""What a node tells Prometheus: vLLM's names where it has one, `inferpool_node_*` for money."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from inferpool.metrics import FIRST_TOKEN_BUCKETS_S, Labels, Registry
+from inferpool.node.services import Hosted, Services
+from inferpool.node.work import Work
+from inferpool.payments.payee import PayeeChannel
+from inferpool.payments.payee_ledger import PayeeLedger
+from inferpool.protocol.receipt import Outcome
+
+_MODEL = "model_name"
+
+
+class NodeMetrics:
+    """Counts since the start; what is running and what is owed is read at each scrape."""
+
+    def __init__(self, services: Services, ledger: PayeeLedger) -> None:
+        made = self._registry = Registry()
+        self._services, self._ledger = services, ledger
+        made.gauge(
+            "vllm:num_requests_running",
+            "Requests that run now.",
+            self._each(lambda item: min(item.running, item.slots)),
+            _MODEL,
+        )
+        made.gauge(
+            "vllm:num_requests_waiting",
+            "Requests that wait for a slot.",
+            self._each(lambda item: max(0, item.running - item.slots)),
+            _MODEL,
+        )
+        self._prompt = made.count(
+            "vllm:prompt_tokens_total", "Units that came in: tokens, rows, seconds.", _MODEL
+        )
+        self._output = made.count(
+            "vllm:generation_tokens_total", "Units that went out: tokens, steps.", _MODEL
+        )
+        self._first = made.histogram(
+            "vllm:time_to_first_token_seconds",
+            "From the start of a call in the engine to its first token.",
+            FIRST_TOKEN_BUCKETS_S,
+            _MODEL,
+        )
+        self._receipts = made.count(
+            "inferpool_node_receipts_total", "Receipts signed.", _MODEL, "outcome"
+        )
+        self._charged = made.count(
+            "inferpool_node_charged_pico_usd_total", "Charged since the start.", _MODEL
+        )
+        self._refused = made.count(
+            "inferpool_node_refusals_total", "Requests answered with an error.", "code"
+        )
+        made.gauge(
+            "inferpool_node_unclaimed_base_units",
+            "Charged on channels, and not claimed on the chain yet.",
+            lambda: [((), sum(c.unclaimed for c in self._channels()))],
+        )
+        made.gauge(
+            "inferpool_node_channels",
+            "Channels of payers that this node knows.",
+            lambda: [((), len(ledger.channels))],
+        )
+
+    def _each(self, read: Callable[[Hosted], int]) -> Callable[[], Iterable[tuple[Labels, float]]]:
+        return lambda: [((item.manifest.name,), read(item)) for item in self._services.hosted]
+
+    def _channels(self) -> list[PayeeChannel]:
+        return list(self._ledger.channels.values())
+
+    def first_token(self, model: str, first_ms: float) -> None:
+        """A call gave its first token."""
+        self._first.observe(first_ms / 1000, model)
+
+    def finished(self, work: Work, outcome: Outcome) -> None:
+        """A receipt was signed."""
+        assert work.signed is not None, "finished with a receipt"
+        model, receipt = work.service.model, work.signed.receipt
+        self._prompt.add(receipt.prompt_units, model)
+        self._output.add(receipt.output_units, model)
+        self._charged.add(receipt.charge_pico_usd, model)
+        self._receipts.add(1, model, outcome.name.lower())
+
+    def refused(self, code: str) -> None:
+        """A request was answered with an error of this code."""
+        self._refused.add(1, code)
+
+    def text(self) -> bytes:
+        """A scrape's answer."""
+        return self._registry.text()

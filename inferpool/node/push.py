@@ -1,0 +1,98 @@
+"""The node's offer on its way to gateways that it was told of, again whenever it renews.
+
+A gateway's answer is its own word on this node: how often it was asked for, how often chosen, and
+what it lost to. That is kept for the owner, as `node status` shows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import orjson
+
+from inferpool.node.node import Node
+from inferpool.protocol.errors import InferpoolError, Refused
+from inferpool.transport.base import Transport
+
+_LOG = logging.getLogger("inferpool.push")
+OFFERS_PATH: Final = "/inferpool/offers"
+AGAIN_S: Final = 30.0  # a gateway that restarted knows us no more; a new offer goes at once
+RETRY_S: Final = 2.0
+_TIMEOUT_S: Final = 10.0
+_ANSWER_MAX: Final = 64 * 1024
+
+
+@dataclass(slots=True)
+class Told:
+    """What one gateway last said."""
+
+    accepted: bool = False
+    error: str = "not reached yet"
+    at_ms: int = 0
+    word: dict[str, object] = field(default_factory=dict)
+
+    def to_wire(self) -> dict[str, object]:
+        """For JSON."""
+        return {"accepted": self.accepted, "error": self.error, "at_ms": self.at_ms, **self.word}
+
+
+class Pusher:
+    """Pushes to every gateway, each in its own rhythm."""
+
+    def __init__(
+        self, node: Node, gateways: Sequence[str], open_transport: Callable[[str], Transport]
+    ) -> None:
+        self._node, self._open = node, open_transport
+        self.told: dict[str, Told] = {url.rstrip("/"): Told() for url in gateways}
+
+    async def run(self) -> None:
+        """Push for ever."""
+        async with asyncio.TaskGroup() as group:
+            for url in self.told:
+                group.create_task(self._keep(url), name="push")
+
+    async def _keep(self, url: str) -> None:
+        pipe = self._open(url)
+        try:
+            while True:
+                changed = asyncio.ensure_future(self._node.changed.wait())
+                try:
+                    await self.push(url, pipe)
+                    pause_s = AGAIN_S if self.told[url].accepted else RETRY_S
+                    await asyncio.wait([changed], timeout=pause_s)
+                finally:
+                    changed.cancel()
+        finally:
+            await pipe.close()
+
+    async def push(self, url: str, pipe: Transport) -> None:
+        """Push once; what came of it is in `told`."""
+        told = self.told[url]
+        told.at_ms = self._node.clock.now_ms()
+        try:
+            told.word = await self._send(pipe)
+            told.accepted, told.error = True, ""
+        except InferpoolError as error:
+            told.accepted, told.error = False, error.message
+            _LOG.info("%s did not take the offer: %s", url, error.message)
+
+    async def _send(self, pipe: Transport) -> dict[str, object]:
+        body = self._node.offers.current().encode()
+        kind = [(b"content-type", b"application/json")]
+        response = await pipe.request("POST", OFFERS_PATH, kind, body, timeout_s=_TIMEOUT_S)
+        try:
+            answer = await response.read(_ANSWER_MAX)
+        finally:
+            await response.close()
+        try:
+            value = orjson.loads(answer)
+            if response.status == 200:
+                return dict(value)
+            reason = str(value["error"]["message"])
+        except (ValueError, KeyError, TypeError):
+            reason = "its answer cannot be read"
+        raise Refused(f"status {response.status}: {reason}", code="bad_encoding")

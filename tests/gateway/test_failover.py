@@ -1,0 +1,185 @@
+"""A node that dies, hangs or is cut: another goes on, no token lost, one price for the client."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from inferpool.transport.base import ConnectFailed, ConnectionCut
+from tests.gateway.parts import Fake, Liar, Pool, expected_text, pool, url_of
+
+
+def price_of(answer: Any) -> int:
+    return int(answer.proof["cost_pico_usd"])
+
+
+def cut_after(liar: Liar, tokens: int) -> None:
+    """Cut the pipe after so many tokens of the next stream; then be honest again."""
+    left = [tokens]
+
+    def on_event(event: bytes) -> list[bytes]:
+        if b'"ids"' in event:
+            left[0] -= 1
+            if left[0] < 0:
+                liar.on_event = None
+                raise ConnectionCut("cut by the test")
+        return [event]
+
+    liar.on_event = on_event
+
+
+def first(made: Pool) -> None:
+    """Make the first node the one that is tried first."""
+    for known in made.known:
+        known.blocked_until_ms = 0 if known.url == url_of(0) else 2**60
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("tokens", [0, 1, 7])
+async def test_a_stream_that_is_cut_goes_on_elsewhere(tokens: int, stream: bool) -> None:
+    """Before the first token, after it, and in the middle: the text is that of one answer."""
+    async with pool(2) as made:
+        first(made)
+        cut_after(made.liar, tokens)
+        answer = await made.chat(stream=stream, max_tokens=12)
+        assert answer.status == 200
+        text = answer.text if stream else answer.json["choices"][0]["message"]["content"]
+        assert text == expected_text("hello", 5, 12)
+        assert answer.done or not stream
+        assert answer.proof["legs"] == 2
+        assert answer.proof["output_units"] == 12
+        # One answer, one price: what one node would have charged for all of it.
+        undisturbed = await made.chat(max_tokens=12)
+        assert price_of(answer) == price_of(undisturbed)
+        assert made.account.spent_pico_usd == 2 * price_of(undisturbed)
+
+
+async def test_the_budget_is_free_again_once_late_receipts_are_in() -> None:
+    async with pool(2) as made:
+        first(made)
+        cut_after(made.liar, 5)
+        await made.chat(stream=True)
+        await asyncio.sleep(300)
+        assert made.account.held_pico_usd == 0
+        assert made.booked() == made.earned(), "each node got a receipt booked for what it sent"
+        channels = [channel for _, channel in made.gateway.gateway.ledger.channels.values()]
+        assert all(not channel.held and not channel.unresolved for channel in channels)
+
+
+async def test_a_node_that_refuses_connections_is_passed_by() -> None:
+    async with pool(2) as made:
+        first(made)
+
+        def instead(method: str, path: str) -> Fake | None:
+            if method == "POST":
+                raise ConnectFailed("nobody listens")
+            return None
+
+        made.liar.instead = instead
+        for _ in range(3):
+            assert (await made.chat()).status == 200
+            assert (await made.infer()).status == 200
+        assert made.nodes[0].node.ledger.channels == {}
+        node = next(known for known in made.known if known.url == url_of(0))
+        assert node.reasons
+
+
+async def test_an_engine_that_hangs_behind_a_front_end_that_beats() -> None:
+    """Heartbeats go on and the engine does not: three seconds, then another node."""
+    async with pool(2) as made:
+        first(made)
+        made.nodes[0].engine.hang_after = 4
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        answer = await made.chat(stream=True)
+        assert answer.text == expected_text("hello", 5, 10)
+        assert 3.0 <= loop.time() - begun <= 6.0
+        assert answer.done
+
+
+async def test_a_node_that_queues_is_not_given_up_for_it() -> None:
+    async with pool() as made:
+        made.nodes[0].engine.prefill_delay_s = 20.0
+        answer = await made.chat(stream=True)
+        assert answer.text == expected_text("hello", 5, 10)
+        assert answer.proof["legs"] == 1
+
+
+async def test_an_engine_that_fails_in_the_middle_goes_on_elsewhere_and_is_paid_its_part() -> None:
+    async with pool(2) as made:
+        first(made)
+        made.nodes[0].engine.fail_after = 4
+        answer = await made.chat(stream=True)
+        assert answer.text == expected_text("hello", 5, 10)
+        assert answer.done
+        channels = [node.node.ledger.channels for node in made.nodes]
+        assert all(len(found) == 1 for found in channels)
+        assert made.booked() == made.earned()
+        assert made.account.spent_pico_usd == price_of(answer) < made.booked()
+
+
+async def test_a_budget_for_one_answer_pays_for_one_answer_whoever_fails() -> None:
+    """The key's limit is what one answer may cost; two legs must not overdraw it."""
+    async with pool(2, limit_pico_usd=17 * 150_000 + 10 * 600_000) as made:
+        first(made)
+        made.nodes[0].engine.fail_after = 9
+        answer = await made.chat(stream=True)
+        assert answer.text == expected_text("hello", 5, 10)
+        account = made.account
+        assert account.limit_pico_usd is not None
+        assert account.spent_pico_usd + account.held_pico_usd <= account.limit_pico_usd
+        assert (await made.chat()).code == "budget_exceeded"
+
+
+async def test_without_another_node_the_client_is_told() -> None:
+    async with pool() as made:
+        made.nodes[0].engine.fail_after = 4
+        answer = await made.chat(stream=True)
+        assert answer.error == "engine_failed"
+        assert not answer.done
+        assert answer.text == expected_text("hello", 5, 4)
+        answer = await made.infer()
+        made.nodes[0].node.services.hosted[1].engine.fail = True
+        answer = await made.infer()
+        assert (answer.status, answer.code) == (502, "engine_failed")
+
+
+async def test_a_node_that_restarted_is_asked_for_its_new_offer_and_tried_again() -> None:
+    """Its old offer has ended with it; the client notices nothing."""
+    async with pool() as made:
+        assert (await made.chat()).status == 200
+        for call in (made.chat, made.infer):
+            await made.nodes[0].crash()
+            await made.nodes[0].start()
+            known = made.known[0]
+            known.lease_ms = 2**60  # as if it had not been missed
+            answer = await call()
+            assert answer.status == 200
+            assert known.offer.epoch == made.nodes[0].starts
+        assert made.booked() == made.earned()
+
+
+async def test_a_client_that_leaves_stops_the_work_and_pays_what_was_sent() -> None:
+    async with pool() as made:
+        pipe = made.gateway.transport()
+        body = (
+            b'{"model":"fake-chat","messages":[{"role":"user","content":"x"}],'
+            b'"max_tokens":1000,"stream":true}'
+        )
+        from tests.gateway.parts import CHAT, KEY_HEADER
+
+        response = await pipe.request("POST", CHAT, [KEY_HEADER], body, timeout_s=30)
+        chunks = 0
+        async for _ in response.chunks():
+            chunks += 1
+            if chunks == 6:
+                break
+        await response.close()
+        await asyncio.sleep(1)
+        assert made.nodes[0].engine.free == 4, "the engine's slot is free"
+        await asyncio.sleep(300)
+        assert 0 < made.booked() == made.earned() < 30 * 600_000
+        assert made.account.spent_pico_usd == made.booked()
+        assert made.account.held_pico_usd == 0

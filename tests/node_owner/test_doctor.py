@@ -1,0 +1,105 @@
+"""Every finding of the doctor: found where it is, silent where it is not, the worst first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from inferpool.node.doctor import Facts, Severity, diagnose
+from inferpool.node.gpus import Gpu
+from inferpool.node.hardware import Hardware
+
+GB = 1 << 30
+GOOD = Hardware("Linux x86_64", "CPU", 2, ("avx", "avx2"), 16 * GB, 8 * GB, 0, 50 * GB)
+MODEL = {
+    "model": "spam",
+    "ready": True,
+    "withheld": False,
+    "restarts": 0,
+    "last_failure": "",
+}
+STATUS: dict[str, Any] = {"state": "offering", "reason": "", "models": [MODEL], "gateways": {}}
+WELL = Facts(GOOD, ["spam"], gas_wei=10**18, registered=True, clock_ahead_ms=5, status=STATUS)
+TOLD = {"accepted": True, "error": "", "alive": True, "blocked_ms": 0}
+
+
+def test_a_machine_that_is_well_has_no_findings() -> None:
+    assert diagnose(WELL) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "severity", "change"),
+    [
+        ("no_models", Severity.STOPS, {"models": []}),
+        ("no_engine", Severity.STOPS, {"missing_modules": {"spam": "onnxruntime"}}),
+        ("no_weights", Severity.STOPS, {"missing_weights": ["spam"]}),
+        ("memory", Severity.STOPS, {"memory_needed": 9 * GB, "status": None}),
+        ("chain", Severity.STOPS, {"chain_error": "refused"}),
+        ("no_gas", Severity.STOPS, {"registered": False, "gas_wei": 0}),
+        ("not_registered", Severity.COSTS, {"registered": False}),
+        (
+            "not_registered",
+            Severity.NOTE,
+            {"registered": False, "gas_wei": 0, "gateways": ["http://g"]},
+        ),
+        ("clock", Severity.STOPS, {"clock_ahead_ms": 30_001}),
+        ("clock", Severity.STOPS, {"clock_ahead_ms": -31_000}),
+        ("keystore", Severity.STOPS, {"key_problem": "can be opened by others"}),
+        ("port", Severity.STOPS, {"port_problem": "port 8421 cannot be used"}),
+        ("reach", Severity.STOPS, {"reach_problem": "does not answer"}),
+        ("disk", Severity.COSTS, {"hardware": replace(GOOD, disk_free=GB - 1)}),
+        ("memory_low", Severity.COSTS, {"hardware": replace(GOOD, memory_available=GB // 4)}),
+        ("memory_low", Severity.COSTS, {"hardware": replace(GOOD, memory_limit=GB // 4)}),
+        ("no_avx2", Severity.COSTS, {"hardware": replace(GOOD, features=("avx",))}),
+        (
+            "untested",
+            Severity.NOTE,
+            {"hardware": replace(GOOD, gpus=(Gpu("RTX", 1, 1, 1, 1, "nvml"),))},
+        ),
+        ("rated_power", Severity.NOTE, {"machine_cost_known": False}),
+        ("not_running", Severity.NOTE, {"status": None}),
+        ("paused", Severity.COSTS, {"status": {**STATUS, "state": "paused"}}),
+        ("draining", Severity.COSTS, {"status": {**STATUS, "state": "draining"}}),
+        (
+            "crash_loop",
+            Severity.STOPS,
+            {"status": {**STATUS, "models": [{**MODEL, "restarts": 3, "ready": False}]}},
+        ),
+        ("engine", Severity.COSTS, {"status": {**STATUS, "models": [{**MODEL, "ready": False}]}}),
+        (
+            "gateway",
+            Severity.COSTS,
+            {"status": {**STATUS, "gateways": {"http://g": {**TOLD, "accepted": False}}}},
+        ),
+        (
+            "reach",
+            Severity.STOPS,
+            {"status": {**STATUS, "gateways": {"http://g": {**TOLD, "alive": False}}}},
+        ),
+        (
+            "held_back",
+            Severity.COSTS,
+            {"status": {**STATUS, "gateways": {"http://g": {**TOLD, "blocked_ms": 1}}}},
+        ),
+    ],
+)
+def test_each_thing_is_found(code: str, severity: Severity, change: dict[str, Any]) -> None:
+    found = diagnose(replace(WELL, **change))
+    assert (code, severity) in [(item.code, item.severity) for item in found]
+    assert all(item.mend and item.what for item in found)
+
+
+def test_the_worst_is_first() -> None:
+    sick = replace(
+        WELL, machine_cost_known=False, missing_weights=["spam"], registered=False, status=None
+    )
+    severities = [item.severity for item in diagnose(sick)]
+    assert severities == sorted(severities)
+    assert severities[0] is Severity.STOPS
+
+
+def test_an_arm_machine_is_not_blamed_for_having_no_avx2() -> None:
+    arm = replace(GOOD, system="Linux aarch64", features=("asimd",))
+    assert diagnose(replace(WELL, hardware=arm)) == []
