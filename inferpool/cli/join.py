@@ -311,7 +311,7 @@ class Joining:
         with self.stages.stage("first job") as say:
             while True:
                 state = ask_node(self.home, "GET", "status")
-                if state["receipts"]:
+                if state["latest"]:  # read from disk: a receipt counts in memory a little earlier
                     break
                 if pool.running["node"].process.poll() is not None:
                     raise Unavailable(f"The node ended by itself; see {pool.log('node')}.")

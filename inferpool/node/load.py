@@ -50,9 +50,12 @@ class LoadMeter:
         return int(100 * ticks / _TICKS / spent_s)
 
     def own_memory(self) -> int:
-        """Resident bytes of our own processes; shared pages count in each."""
+        """Resident bytes of this process and its children; shared pages count in each.
+
+        The pool's other roles have roots of their own, and are no part of a node's cap.
+        """
         total = 0
-        for pid in self._tree():
+        for pid in self._tree((os.getpid(),)):
             with suppress(OSError, ValueError, IndexError):
                 total += int((self._proc / str(pid) / "statm").read_text().split()[1]) * _PAGE
         return total
@@ -66,16 +69,16 @@ class LoadMeter:
 
     def _own_ticks(self) -> int:
         total = 0
-        for pid in self._tree():
+        for pid in self._tree(self._roots()):
             with suppress(OSError, ValueError, IndexError):
                 text = (self._proc / str(pid) / "stat").read_text()
                 # After the name in brackets: utime, stime, cutime and cstime are 12th to 15th.
                 total += sum(map(int, text.rsplit(")", 1)[1].split()[11:15]))
         return total
 
-    def _tree(self) -> set[int]:
+    def _tree(self, roots: Iterable[int]) -> set[int]:
         found: set[int] = set()
-        left = list(self._roots())
+        left = list(roots)
         while left:
             pid = left.pop()
             if pid in found:

@@ -21,7 +21,7 @@ from inferpool.protocol.errors import Unavailable
 MEASURED: Final = frozenset({"chat", "completion", "tensor"})
 _OUTPUT: Final = 16
 _PROMPT: Final = "The quick brown fox jumps over the lazy dog. " * 12
-_TENSOR_S: Final = 1.0
+_TENSOR_S: Final = 0.3
 _ROWS: Final = 32
 _WIDTHS: Final = {"BOOL": 1, "FP16": 2, "FP32": 4, "FP64": 8} | {
     f"{sign}INT{8 * size}": size for sign in ("", "U") for size in (1, 2, 4, 8)

@@ -39,6 +39,17 @@ def test_the_refusal_says_what_it_may_cost_and_what_is_left() -> None:
         account.hold(b"1", 2_000_000)
 
 
+def test_the_limit_itself_fits_and_one_more_does_not() -> None:
+    account = Account("consumer", 10)
+    account.hold(b"1", 4)
+    account.spend(b"1", 3)
+    account.hold(b"2", 6)  # 3 spent, 1 still held, 6: the whole limit
+    account.release(b"2")
+    with pytest.raises(PaymentRequired):
+        account.hold(b"3", 7)
+    assert account.held_pico_usd == 1
+
+
 steps = st.lists(
     st.tuples(
         st.sampled_from(["hold", "spend", "release"]), st.integers(0, 4), st.integers(0, 1000)
