@@ -139,7 +139,7 @@ class Canaries:
         candidates = [self._candidate(node, parsed.job)]
         with self.gateway.hold(self.caller, candidates) as hold:
             run = _OneNode(self.gateway, _Silent(), parsed, hold, self.gateway.seed(None))
-            await run.run(candidates)
+            await run.run(hold.candidates)
             hold.complete = run.delivered.signed is not None
 
     async def _tensors(self, node: KnownNode, model: str) -> None:

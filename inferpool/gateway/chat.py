@@ -111,11 +111,12 @@ class TextRun:
             candidates = [
                 c for c in candidates if c.service.resume and c.service.manifest == manifest
             ]
-        fresh = [c for c in candidates if (c.node.address, c.node.offer_hash) not in tried]
-        if fresh:
-            return fresh[0]
+        for candidate in candidates:
+            fresh = (candidate.node.address, candidate.node.offer_hash) not in tried
+            if fresh and self.hold.covers(candidate):
+                return candidate
         if candidates and tried and isinstance(last, TransportError):
-            return candidates[0]
+            return candidates[0] if self.hold.covers(candidates[0]) else None
         return None
 
     async def _look_again(self, candidate: Candidate, error: InferpoolError) -> None:

@@ -37,7 +37,7 @@ from inferpool.protocol.errors import (
 from inferpool.protocol.job import Job
 from inferpool.protocol.lifecycle import AttemptState
 from inferpool.protocol.limits import VOUCHER_RETRIES_MAX
-from inferpool.protocol.price import maximum
+from inferpool.protocol.price import maximum, maximum_pico_usd
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.voucher import Voucher
 from inferpool.transport.base import Response, TransportError
@@ -130,7 +130,7 @@ class Flights:
             offer_hash=node.offer_hash,
             service=service,
             job=job,
-            maximum_pico_usd=candidate.maximum_pico_usd,
+            maximum_pico_usd=maximum_pico_usd(job, service),  # of what is sent: it may go on
             maximum_units=maximum(job, service, offer.terms.asset_decimals),
             channel_id=channel.channel_id,
             seed=seed,

@@ -39,7 +39,6 @@ from inferpool.protocol.errors import BadRequest
 from inferpool.protocol.forms import form_of
 from inferpool.protocol.images import ImagesRequest
 from inferpool.protocol.job import Job
-from inferpool.protocol.limits import ATTEMPTS_MAX
 from inferpool.protocol.offer import Service
 from inferpool.protocol.oip import InferRequest
 from inferpool.protocol.transcription import TranscriptionRequest
@@ -63,8 +62,19 @@ class Hold:
 
     client_id: str
     caller: Caller
+    candidates: list[Candidate]  # those that the budget covers, in the order to try
+    most_pico_usd: int  # reserved so far: the dearest maximum of those that were tried
     complete: bool = False
     manifest: bytes = b""  # of the node that serves it
+
+    def covers(self, candidate: Candidate) -> bool:
+        """Whether the budget covers this candidate's maximum too; reserves what is missing."""
+        more = candidate.maximum_pico_usd - self.most_pico_usd
+        if more > 0:
+            if not self.caller.account.hold_more(self.client_id.encode(), more):
+                return False
+            self.most_pico_usd = candidate.maximum_pico_usd
+        return True
 
 
 @dataclass(slots=True)
@@ -135,7 +145,7 @@ class Gateway:
         with self.hold(caller, candidates) as hold:
             answer = self._answer(request, parsed, hold)
             run = TextRun(self, answer, parsed, hold, self.seed(parsed.seed))
-            work = asyncio.create_task(run.run(candidates))
+            work = asyncio.create_task(run.run(hold.candidates))
             left = asyncio.create_task(request.disconnected())
             try:
                 await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
@@ -204,16 +214,20 @@ class Gateway:
 
     @contextmanager
     def hold(self, caller: Caller, candidates: list[Candidate]) -> Iterator[Hold]:
-        """Reserve the dearest candidate's maximum; settle on what was delivered.
+        """Reserve the first candidate's maximum that the budget covers, and more where a dearer
+        one is tried; settle on what was delivered. Raises PaymentRequired where it covers none.
 
         Where an attempt is still unresolved when the request ends without a final bill (the client
         left, the pipe was cut), the hold stays until the reconciler has the receipt or knows that
         there is none.
         """
         client_id = "req_" + self.random(12).hex()
-        most = max(candidate.maximum_pico_usd for candidate in candidates[:ATTEMPTS_MAX])
+        free = caller.account.free_pico_usd
+        covered = [c for c in candidates if free is None or c.maximum_pico_usd <= free]
+        cheapest = min(candidate.maximum_pico_usd for candidate in candidates)
+        most = covered[0].maximum_pico_usd if covered else cheapest
         caller.account.hold(client_id.encode(), most)
-        hold = Hold(client_id, caller)
+        hold = Hold(client_id, caller, covered, most)
         try:
             yield hold
         finally:

@@ -98,7 +98,9 @@ async def run(
     candidates = gateway.choose(errand.job) if only is None else only
     last: InferpoolError = Unavailable("No node was tried.", code="no_node")
     with gateway.hold(caller, candidates) as hold:
-        for candidate in candidates[:ATTEMPTS_MAX]:
+        for candidate in hold.candidates[:ATTEMPTS_MAX]:
+            if not hold.covers(candidate):
+                continue
             try:
                 answer = await _try(gateway, candidate, errand, hold)
             except RETRIED as error:
@@ -120,7 +122,7 @@ async def _try(gateway: Gateway, candidate: Candidate, errand: Errand, hold: Hol
         await gateway.directory.look(candidate.node)
         candidate.node.blocked_until_ms = 0
         again = [c for c in gateway.choose(errand.job) if c.node is candidate.node]
-        if not again:
+        if not again or not hold.covers(again[0]):
             raise
         return await _fetch(gateway, again[0], errand, hold)
 

@@ -41,6 +41,17 @@ class Account:
         self.held[request_id] = maximum_pico_usd
         self.held_pico_usd += maximum_pico_usd
 
+    def hold_more(self, request_id: bytes, more_pico_usd: int) -> bool:
+        """Raise a hold that stands; False, and nothing changed, where the budget is too small."""
+        assert request_id in self.held, "only a hold that stands is raised"
+        assert more_pico_usd > 0, "holds are raised here, never lowered"
+        free = self.free_pico_usd
+        if free is not None and more_pico_usd > free:
+            return False
+        self.held[request_id] += more_pico_usd
+        self.held_pico_usd += more_pico_usd
+        return True
+
     def release(self, request_id: bytes) -> None:
         """End a hold: what is left of it is free again."""
         self.held_pico_usd -= self.held.pop(request_id, 0)

@@ -232,7 +232,6 @@ async def test_a_greedy_least_deposit_is_capped() -> None:
         assert await deposited(made) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="reported: the hold is the dearest candidate's maximum")
 async def test_an_absurdly_dear_offer_locks_nobody_out_of_a_budget() -> None:
     """A stranger offers the model with a huge overhead: cheap to expect, endless at most."""
     async with pool(2, limit_pico_usd=2 * ONE, start=False) as made:
@@ -248,3 +247,21 @@ async def test_an_absurdly_dear_offer_locks_nobody_out_of_a_budget() -> None:
         finally:
             await made.gateway.machine.cut()
             await made.gateway.gateway.close()
+
+
+async def test_a_dearer_second_node_is_covered_too_or_not_tried() -> None:
+    """The first node dies in mid-answer; the other one costs four times as much."""
+    for answers, status in ((9, 200), (1, 502)):
+        async with pool(2, limit_pico_usd=answers * ONE) as made:
+            made.nodes[1].node.services.hosted[0].reprice(600_000, 2_400_000)
+            made.nodes[1].node.offers._signed = None
+            for known in made.known:
+                await made.gateway.gateway.directory.look(known)
+                known.blocked_until_ms = 0 if known.url == made.nodes[0].url else 2**60
+            made.nodes[0].engine.fail_after = 0
+            assert (await made.chat()).status == status
+            await asyncio.sleep(300)
+            account = made.account
+            assert account.held_pico_usd == 0
+            assert account.spent_pico_usd <= answers * ONE
+            assert bool(made.nodes[1].node.ledger.channels) == (status == 200)

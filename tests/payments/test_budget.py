@@ -50,6 +50,18 @@ def test_the_limit_itself_fits_and_one_more_does_not() -> None:
     assert account.held_pico_usd == 1
 
 
+def test_a_hold_is_raised_as_far_as_the_limit_goes() -> None:
+    account = Account("consumer", 10)
+    account.hold(b"1", 4)
+    account.spend(b"1", 3)
+    assert not account.hold_more(b"1", 7)
+    assert (account.held_pico_usd, account.free_pico_usd) == (1, 6)
+    assert account.hold_more(b"1", 6)
+    assert (account.held_pico_usd, account.free_pico_usd) == (7, 0)
+    account.release(b"1")
+    assert account.free_pico_usd == 7
+
+
 steps = st.lists(
     st.tuples(
         st.sampled_from(["hold", "spend", "release"]), st.integers(0, 4), st.integers(0, 1000)
