@@ -63,7 +63,11 @@ class Pool:
                 env={**os.environ, "INFERPOOL_HOME": str(self.home.root), "INFERPOOL_FOLLOW": "1"},
                 start_new_session=True,  # Ctrl-C reaches the supervisor, which ends them in order
             )
-        facts = self._announced(role, process)
+        try:
+            facts = self._announced(role, process)
+        except BaseException:  # Ctrl-C in the middle: nobody else knows this process yet
+            self._end(process)
+            raise
         self.running[role] = RoleProcess(role, process, facts)
         return self.running[role]
 
@@ -74,8 +78,9 @@ class Pool:
     def _announced(self, role: str, process: subprocess.Popen[bytes]) -> Mapping[str, object]:
         assert process.stdout is not None, "it is a pipe"
         timer = threading.Timer(START_TIMEOUT_S, process.kill)
-        timer.start()
+        timer.daemon = True  # Ctrl-C can come before it is cancelled: it must not keep us alive
         try:
+            timer.start()
             line = process.stdout.readline()
         finally:
             timer.cancel()
@@ -99,7 +104,10 @@ class Pool:
 
     def stop(self, role: str) -> int:
         """End one role: its input first, then a signal; returns its exit code."""
-        process = self.running.pop(role).process
+        return self._end(self.running.pop(role).process)
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes]) -> int:
         assert process.stdin is not None, "it is a pipe"
         assert process.stdout is not None, "it is a pipe"
         process.stdin.close()
