@@ -57,6 +57,7 @@ class NodeConfig:
     price_step_usd_per_million: str = "500"  # steps of images
     min_deposit_base_units: int = 100_000
     withdraw_delay_s: int = 900
+    window: int = 64  # maxima that one voucher of a payer may cover
     claim_every_s: int = 3600
     prices: tuple[str, ...] = ()  # "MODEL IN OUT" or "MODEL ROW", before the three above
     gateways: tuple[str, ...] = ()  # URLs to push the offer to
@@ -84,6 +85,8 @@ class GatewayConfig:
     deposit_base_units: int = 2_000_000
     cap_per_node_base_units: int = 10_000_000
     cap_total_base_units: int = 100_000_000
+    window: int = 32  # maxima that one voucher may cover, with nodes that have delivered
+    window_base_units: int = 1_000  # most that lies with one node beyond what is in flight
     value_of_time_usd_per_hour: str = "0"
     canary: bool = False  # pay each new node for one small job, so that it earns at once
     canary_max_base_units: int = 1_000  # what one such job may cost at most

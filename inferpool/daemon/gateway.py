@@ -46,6 +46,9 @@ async def serve_gateway(config: Config, home: Home) -> None:
     gas = keys.key(Role.GAS, create=True)
     if settings.open:
         refuse_open("gateway", settings.host, settings.endpoint)
+    if settings.window < 1 or settings.window_base_units < 0:
+        message = "gateway.window must be 1 or more, gateway.window_base_units 0 or more"
+        raise Refused(message, code="bad_config", param="gateway.window")
     door = open_door(home, "gateway", settings.host, settings.port, settings.endpoint)
     chain = await open_chain(config.chain, home, sender=gas)
     if is_embedded(config.chain):
@@ -61,6 +64,8 @@ async def serve_gateway(config: Config, home: Home) -> None:
             settings.deposit_base_units,
             settings.cap_per_node_base_units,
             settings.cap_total_base_units,
+            settings.window,
+            settings.window_base_units,
         )
         gateway = Gateway(
             directory=Directory(

@@ -39,7 +39,7 @@ from inferpool.node.services import Hosted, Services
 from inferpool.payments.journal import SqlJournal
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.protocol.encoding import to_hex
-from inferpool.protocol.errors import InferpoolError
+from inferpool.protocol.errors import InferpoolError, Refused
 from inferpool.protocol.job import Task
 from inferpool.protocol.offer import Endpoint, Terms, binding_digest
 
@@ -96,7 +96,14 @@ def terms_of(config: Config, chain: EvmChain, payee: bytes, authorizer: bytes) -
         receiver_authorizer=authorizer,
         min_deposit=config.node.min_deposit_base_units,
         withdraw_delay_s=config.node.withdraw_delay_s,
+        window=_window(config.node.window),
     )
+
+
+def _window(maxima: int) -> int:
+    if not 0 < maxima < 2**32:
+        raise Refused("node.window must be 1 or more", code="bad_config", param="node.window")
+    return maxima
 
 
 async def serve_node(config: Config, home: Home, on_progress: OnProgress | None = None) -> None:

@@ -107,6 +107,8 @@ class Flights:
         except InferpoolError as error:
             record.error_code = error.code
             flight.cheated = isinstance(error, ReceiptInvalid)
+            if flight.cheated:
+                flight.channel.distrust()
             if not isinstance(error, BadRequest):
                 node.failed(self.clock.now_ms(), error.code)
             raise
@@ -144,7 +146,10 @@ class Flights:
         for _ in range(VOUCHER_RETRIES_MAX):
             try:
                 return channel.authorise(
-                    attempt.request_id, attempt.maximum_units, self.treasury.authorizer
+                    attempt.request_id,
+                    attempt.maximum_units,
+                    self.treasury.authorizer,
+                    self.treasury.window(attempt.offer.terms),
                 )
             except TopUpNeeded as need:
                 await self.treasury.top_up(attempt.offer, channel, need.needed)
@@ -292,6 +297,7 @@ class Flights:
             output_units=output_units,
         )
         self.book(flight, signed)
+        flight.channel.trust(signed.receipt.charge_pico_usd)
 
     def book(self, flight: Flight, signed: SignedReceipt) -> None:
         """Book a checked receipt. Raises ReceiptInvalid where its number or total is off."""

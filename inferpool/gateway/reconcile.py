@@ -169,6 +169,7 @@ class Reconciler:
         except (ReceiptInvalid, Refused) as error:
             _LOG.error("late receipt of %s refused: %s", to_hex(node.address), error.message)
             node.failed(self.clock.now_ms(), "receipt_invalid")
+            channel.distrust()
             return
         record.settle(signed)
         record.ended_ms = record.ended_ms or self.clock.now_ms()

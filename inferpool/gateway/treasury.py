@@ -17,6 +17,7 @@ from inferpool.identity.signing import Key
 from inferpool.payments.payer import PayerChannel
 from inferpool.payments.payer_ledger import PayerLedger
 from inferpool.payments.request_ids import RequestIds
+from inferpool.payments.window import Window
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import PaymentRequired
 from inferpool.protocol.limits import WITHDRAW_DELAY_ACCEPTED_S
@@ -34,6 +35,8 @@ class Caps:
     deposit: int = 2_000_000  # for a new channel, and for a top-up
     per_node: int = 10_000_000
     total: int = 100_000_000
+    window: int = 32  # maxima that one voucher may cover, where the node's terms allow it
+    window_units: int = 1_000  # of slack with one node, however large the window
 
 
 @dataclass(slots=True)
@@ -60,6 +63,10 @@ class Treasury:
     def known(self, node: bytes) -> PayerChannel | None:
         """The channel of a node, where there is one."""
         return self._by_node.get(node)
+
+    def window(self, terms: Terms) -> Window:
+        """How far vouchers may go ahead of a node: both sides' bounds."""
+        return Window(min(terms.window, self.caps.window), self.caps.window_units)
 
     @property
     def locked(self) -> int:

@@ -1,7 +1,7 @@
 """The gateway's side of a payment channel, as a pure core.
 
-The rule that keeps a consumer whole: a voucher covers what was charged, the maxima in flight and
-this maximum, never more; nothing is booked without a receipt that was checked.
+The rule that keeps a consumer whole: a voucher covers what was charged, the maxima in flight, this
+maximum and the window's slack, never more; nothing is booked without a receipt that was checked.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from inferpool.identity.signing import Key, recover
+from inferpool.payments.window import STRANGER, Window
 from inferpool.payments.x402 import ChannelView
 from inferpool.protocol.errors import InferpoolError, Refused
 from inferpool.protocol.receipt import Receipt
@@ -49,7 +50,9 @@ class PayerChannel:
     unresolved: dict[bytes, int] = field(default_factory=dict)  # sent, ended, no receipt yet
     unresolved_total: int = 0
     in_base: set[bytes] = field(default_factory=set)  # unresolved ones that the base counts
-    peak: int = 0  # the most that was ever in flight or unresolved at once: bounds the exposure
+    peak: int = 0  # the most in flight or unresolved at once: bounds the exposure, with the slack
+    voucher: Voucher | None = None  # the last one signed: sent again while it covers
+    honest_pico_usd: int = 0  # charged for answers that arrived, since the start or the last fault
 
     @property
     def charged(self) -> int:
@@ -61,20 +64,28 @@ class PayerChannel:
         """Base units signed beyond what was charged: the most this node could take unjustly."""
         return max(0, self.signed_max - self.charged)
 
-    def authorise(self, request_id: bytes, maximum: int, key: Key) -> Voucher:
-        """Sign a voucher that covers one more request and hold its maximum.
+    def authorise(
+        self, request_id: bytes, maximum: int, key: Key, window: Window = STRANGER
+    ) -> Voucher:
+        """A voucher that covers one more request, whose maximum is held: the last one where it
+        covers this too and no more slack than the window allows, else a new one.
 
         Raises TopUpNeeded where the deposit does not cover it; then nothing was held or signed.
         """
         assert maximum > 0, "a hold is positive"
         assert request_id not in self.held, "a request is authorised once"
-        amount = self.charged + self.held_total + maximum
-        if amount > self.balance:
-            raise TopUpNeeded(amount)
+        needed = self.charged + self.held_total + maximum
+        if needed > self.balance:
+            raise TopUpNeeded(needed)
         self.held[request_id] = maximum
         self.held_total += maximum
+        earned = base_units_down(self.honest_pico_usd, self.decimals)
+        voucher = self.voucher
+        if voucher is None or not 0 <= voucher.max_claimable - needed <= window.limit(earned):
+            slack = min(window.slack(maximum, earned), self.balance - needed)
+            voucher = self._sign(needed + slack, key)
         self.peak = max(self.peak, self.held_total + self.unresolved_total)
-        return self._sign(amount, key)
+        return voucher
 
     def authorise_again(self, request_id: bytes, view: ChannelView, key: Key) -> Voucher:
         """A fresh voucher after a corrective 402, for a request that is held already.
@@ -95,7 +106,16 @@ class PayerChannel:
         assert amount <= self.balance, "never more than the deposit"
         self.signed_max = max(self.signed_max, amount)
         signature = key.sign(voucher_digest(self.channel_id, amount, self.chain_id))
-        return Voucher(self.channel_id, amount, signature)
+        self.voucher = Voucher(self.channel_id, amount, signature)
+        return self.voucher
+
+    def trust(self, charge_pico_usd: int) -> None:
+        """An answer arrived whole, and its receipt was good: the window may grow by its charge."""
+        self.honest_pico_usd += charge_pico_usd
+
+    def distrust(self) -> None:
+        """The node was caught: it is a stranger again."""
+        self.honest_pico_usd = 0
 
     def release(self, request_id: bytes, *, sent: bool) -> None:
         """End the hold of a request without a receipt.

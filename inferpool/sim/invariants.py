@@ -78,7 +78,8 @@ def check_gateway(gateway: SimGateway) -> None:
 
 
 def check_exposure(gateway: SimGateway, nodes: Iterable[SimNode], peaks: dict[bytes, int]) -> None:
-    """A stranger can take no more than what was in flight at once.
+    """A node can take no more than what was in flight at once, and of the window's slack no more
+    than the payer allows and the node has earned.
 
     Measured against the node's own receipts, since a payer that crashed may not have booked them
     yet; `peaks` remembers over crashes what each channel had in flight.
@@ -88,12 +89,15 @@ def check_exposure(gateway: SimGateway, nodes: Iterable[SimNode], peaks: dict[by
         peaks[channel.channel_id] = peak
         theirs = _theirs(channel.channel_id, nodes)
         charged = max(channel.charged, theirs.earned if theirs else 0)
+        caps = gateway.gateway.treasury.caps
+        slack = min(caps.window_units, charged) if caps.window > 1 else 0
         require(
-            channel.signed_max - charged <= peak,
-            "a stranger can take no more than what was in flight",
+            channel.signed_max - charged <= peak + slack,
+            "a node can take no more than what was in flight, and the window's slack",
             signed=channel.signed_max,
             charged=charged,
             peak=peak,
+            slack=slack,
         )
 
 

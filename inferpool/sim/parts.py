@@ -94,6 +94,7 @@ class SimNode:
     clock: Clock
     chain: MemoryChain
     random: Random
+    window: int = 1
     machine: Machine = field(default_factory=Machine)
     journal: MemoryJournal = field(default_factory=MemoryJournal)
     node: Node = field(init=False)
@@ -117,6 +118,7 @@ class SimNode:
             receiver_authorizer=key.address,
             min_deposit=1000,
             withdraw_delay_s=900,
+            window=self.window,
         )
         self.engine = FakeTextEngine(slots=4, token_delay_s=0.02, prefill_delay_s=0.05)
         tensors = FakeTensorEngine(delay_s=0.001)
@@ -171,6 +173,7 @@ class SimGateway:
     random: Random
     open_transport: OpenTransport
     limit_pico_usd: int | None = None
+    window: int = 1
     machine: Machine = field(default_factory=Machine)
     journal: MemoryJournal = field(default_factory=MemoryJournal)
     gateway: Gateway = field(init=False)
@@ -189,7 +192,7 @@ class SimGateway:
             ledger,
             payer,
             key_of(self.seed, f"{self.name}/authorizer"),
-            Caps(deposit=3000, per_node=1_000_000, total=10_000_000),
+            Caps(3000, per_node=1_000_000, total=10_000_000, window=self.window, window_units=100),
             self.random.randbytes,
         )
         directory = Directory(chain, self.clock, self.open_transport, allow_private=True)

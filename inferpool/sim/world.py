@@ -35,6 +35,7 @@ class Options:
     clients: int = 4  # for each gateway
     faults: float = 1.0
     limit_pico_usd: int | None = None
+    window: int = 1  # maxima that a voucher may cover, as both sides allow it
 
 
 @dataclass(slots=True)
@@ -70,6 +71,7 @@ class World:
                 self._child(),
                 self._pipe,
                 options.limit_pico_usd,
+                window=options.window,
             )
             for i in range(options.gateways)
         ]
@@ -77,7 +79,8 @@ class World:
     def _node(self, i: int, clock: Clock) -> SimNode:
         skewed = SkewedClock(clock, self._random.randint(-20_000, 20_000))
         url = f"http://node-{i}.sim"
-        return SimNode(f"node-{i}", self._options.seed, url, skewed, self._chain, self._child())
+        child, window = self._child(), self._options.window
+        return SimNode(f"node-{i}", self._options.seed, url, skewed, self._chain, child, window)
 
     def _child(self) -> Random:
         return Random(self._random.getrandbits(64))

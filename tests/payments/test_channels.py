@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payer import PayerChannel, TopUpNeeded
+from inferpool.payments.window import STRANGER, Window
 from inferpool.protocol.errors import PaymentRequired
 from inferpool.protocol.receipt import Receipt
 from inferpool.protocol.voucher import Voucher
@@ -91,9 +92,12 @@ class TwoSides(RuleBasedStateMachine):
 
     sent = Bundle("sent")  # on the wire or delivered: a message may arrive again at any time
     ended = Bundle("ended")  # receipts on their way back
+    window = STRANGER
 
     def __init__(self) -> None:
         super().__init__()
+        self.honest = 0  # pico-USD charged for answers that arrived, since the payer's start
+        self.ever_honest = 0
         self.chain = 100
         self.payer: PayerChannel = payer_channel(self.chain)
         self.payee: PayeeChannel = payee_channel(self.chain)
@@ -121,13 +125,14 @@ class TwoSides(RuleBasedStateMachine):
         request_id, maximum = name(self.count), -(-maximum_pico // PICO)
         expected = self._payer_charged() + self._payer_held() + maximum
         try:
-            voucher = self.payer.authorise(request_id, maximum, AUTHORIZER)
+            voucher = self.payer.authorise(request_id, maximum, AUTHORIZER, self.window)
         except TopUpNeeded as need:
             assert expected > self.payer.balance, "a top-up is asked for only where it is needed"
             assert need.needed == expected
             self._fund(need.needed - self.chain + 50)
-            voucher = self.payer.authorise(request_id, maximum, AUTHORIZER)
-        assert voucher.max_claimable == expected, "charged + in flight + this one, to the unit"
+            voucher = self.payer.authorise(request_id, maximum, AUTHORIZER, self.window)
+        most = min(self.window.units, self.honest // PICO)  # 0 with a stranger
+        assert expected <= voucher.max_claimable <= expected + most, "to the unit, and the slack"
         self.outstanding[request_id] = maximum
         self._track()
         return Request(self.count, maximum_pico, voucher)
@@ -160,6 +165,15 @@ class TwoSides(RuleBasedStateMachine):
         """A receipt arrives with its answer, in any order; its request is held or given up."""
         if made.request_id in self.payer.held or made.request_id in self.payer.unresolved:
             self._book(made)
+            self.payer.trust(made.charge_pico_usd)
+            self.honest += made.charge_pico_usd
+            self.ever_honest = max(self.honest, self.ever_honest)
+
+    @rule()
+    def catch_the_node(self) -> None:
+        """A receipt of its was refused: it is a stranger again."""
+        self.payer.distrust()
+        self.honest = 0
 
     def _book(self, made: Receipt) -> None:
         self.payer.book(made)
@@ -183,6 +197,7 @@ class TwoSides(RuleBasedStateMachine):
 
     @rule(lost=st.integers(0, 2))
     def crash_payer(self, lost: int) -> None:
+        self.honest = 0
         found = self.payer_disk.crash(lost)
         self.booked = set(found.get("booked", ()))
         following = next(n for n in range(1, len(self.booked) + 2) if n not in self.booked)
@@ -318,11 +333,20 @@ class TwoSides(RuleBasedStateMachine):
         assert payer.charged == self._payer_charged()
         best = max(self.payee.best, payer.signed_max)
         earned = self.payee.earned
-        assert best - earned <= self.peak, "a stranger takes no more than what was in flight"
+        slack = min(self.window.units, self.ever_honest // PICO)
+        assert best - earned <= self.peak + slack, "no more than was in flight, and the slack"
+
+
+class TwoSidesWindow(TwoSides):
+    """The same with vouchers that go ahead of the work, and are sent again as they are."""
+
+    window = Window(maxima=8, units=60)
 
 
 TwoSides.TestCase.settings = SETTINGS
 TestTwoSides = TwoSides.TestCase
+TwoSidesWindow.TestCase.settings = SETTINGS
+TestTwoSidesWindow = TwoSidesWindow.TestCase
 
 
 class ForeignStreams(RuleBasedStateMachine):

@@ -108,7 +108,7 @@ async def test_the_gateway_finds_accounts_channels_and_attempts_as_it_left_them(
     again = PayerLedger(MemoryJournal(journal.engine), CHAIN_ID)
     node, found = again.channels[CHANNEL_ID]
     assert node == NODE.address
-    expected = replace(channel, held={}, held_total=0, peak=0)
+    expected = replace(channel, held={}, held_total=0, peak=0, voucher=None)
     assert found == expected
     assert (found.next_seq, found.booked_ahead) == (2, {3})
     for key in ("key-1", "key-2"):

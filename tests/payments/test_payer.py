@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferpool.payments.checks import ReceiptInvalid, check_late_receipt, check_receipt
-from inferpool.payments.payer import TopUpNeeded
+from inferpool.payments.payee import PayeeChannel
+from inferpool.payments.payer import PayerChannel, TopUpNeeded
 from inferpool.payments.request_ids import RequestIds
+from inferpool.payments.window import Window
 from inferpool.payments.x402 import ChannelView
 from inferpool.protocol.encoding import sha256
-from inferpool.protocol.errors import Refused
+from inferpool.protocol.errors import PaymentRequired, Refused
 from inferpool.protocol.receipt import Outcome, Receipt
 from inferpool.protocol.voucher import voucher_digest
 from tests.payments.parts import (
@@ -248,3 +250,42 @@ def test_ids_are_recognised_by_their_payer_and_on_their_channel_only(
     assert not ids.ours(noise, CHANNEL_ID)
     altered = bytes([minted[0] ^ 1]) + minted[1:]
     assert not ids.ours(altered, CHANNEL_ID)
+
+
+# -- windows --------------------------------------------------------------------------------------
+
+WIDE = Window(maxima=8, units=60)
+
+
+def served(payer: PayerChannel, node: PayeeChannel, number: int, charge: int) -> bytes:
+    """One honest call of at most 10 base units; returns its voucher's signature."""
+    voucher = payer.authorise(name(number), 10, AUTHORIZER, WIDE)
+    node.admit(name(number), voucher, 10)
+    node.charge(name(number), charge)
+    payer.book(receipt(number, node.seq, charge, node.total_pico_usd))
+    payer.trust(charge)
+    return voucher.signature
+
+
+def test_a_voucher_is_sent_again_once_its_node_has_earned_the_slack() -> None:
+    payer, node = payer_channel(10_000), payee_channel(10_000)
+    signatures = [served(payer, node, number, 4 * PICO) for number in range(60)]
+    assert len(set(signatures[:2])) == 2, "a stranger gets one maximum at a time"
+    assert len(set(signatures[20:])) <= 8, "8 maxima of 10 in slack of 60 cover six calls that use 10"
+    assert payer.exposure <= 60
+    payer.distrust()
+    voucher = payer.authorise(name(99), 10, AUTHORIZER, WIDE)
+    assert voucher.max_claimable == payer.charged + 10, "caught, it is a stranger again"
+
+
+def test_a_node_takes_the_best_voucher_again_and_no_byte_less() -> None:
+    payer, node = payer_channel(10_000), payee_channel(10_000)
+    for number in range(10):
+        served(payer, node, number, 10 * PICO)
+    voucher = payer.authorise(name(10), 10, AUTHORIZER, WIDE)
+    node.admit(name(10), voucher, 10)
+    forged = replace(voucher, signature=bytes([voucher.signature[0] ^ 1]) + voucher.signature[1:])
+    with pytest.raises(PaymentRequired, match="not signed"):
+        node.admit(name(11), forged, 10)
+    node.admit(name(11), voucher, 10)
+    assert node.held_total == 20

@@ -20,6 +20,7 @@ from inferpool.payments.journal import MemoryJournal, Write
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.payments.payer import PayerChannel
+from inferpool.payments.window import Window
 from inferpool.protocol.receipt import Receipt
 from inferpool.protocol.voucher import Voucher
 from inferpool.sim.clients import BrokenAnswer
@@ -29,9 +30,9 @@ from inferpool.sim.world import Options, simulate
 pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.mark.parametrize("seed", range(1, 5))
-def test_the_money_rules_hold_while_everything_breaks(seed: int) -> None:
-    report = simulate(Options(seed=seed, seconds=60.0))
+@pytest.mark.parametrize(("seed", "window"), [(1, 1), (2, 8), (3, 1), (4, 32)])
+def test_the_money_rules_hold_while_everything_breaks(seed: int, window: int) -> None:
+    report = simulate(Options(seed=seed, seconds=60.0, window=window))
     assert report.checks > 100
     assert sum(report.crashes.values()) >= 3
     assert report.outcomes["chat"] > 50
@@ -118,6 +119,10 @@ def signs_too_much(sign: Callable[..., Voucher]) -> Callable[..., Voucher]:
     return sign_more
 
 
+def trusts_strangers(_: Callable[..., int]) -> Callable[..., int]:
+    return lambda window, earned: window.units
+
+
 def forgets_receipts(save: Callable[..., object]) -> Callable[..., object]:
     def save_channel_only(self: PayeeLedger, channel: PayeeChannel, *_: object) -> object:
         return self.save_channel(channel)
@@ -141,6 +146,7 @@ def repeats_tokens(generate: Callable[..., object]) -> Callable[..., object]:
         (MemoryJournal, "write", acknowledges_early),
         (Account, "spend", spends_twice),
         (PayerChannel, "_sign", signs_too_much),
+        (Window, "limit", trusts_strangers),
         (PayeeLedger, "save_receipt", forgets_receipts),
         (FakeTextEngine, "generate", repeats_tokens),
     ],
@@ -151,6 +157,7 @@ def repeats_tokens(generate: Callable[..., object]) -> Callable[..., object]:
         "acknowledged before it is durable",
         "settled twice",
         "vouchers above what is in flight",
+        "a window for strangers",
         "receipts not stored",
         "tokens repeated after a failover",
     ],
@@ -162,4 +169,4 @@ def test_a_broken_rule_is_seen(
     monkeypatch.setattr(owner, name, broken(getattr(owner, name)))
     with pytest.raises((Violated, AssertionError, BrokenAnswer)):
         for seed in range(1, 9):
-            simulate(Options(seed=seed, seconds=40.0))
+            simulate(Options(seed=seed, seconds=40.0, window=1 + seed % 2 * 7))
