@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -108,7 +107,7 @@ class GatewayApp:
         found = self._gateway.ledger.account(key) if key else None
         if found is not None:
             return Caller(*found)
-        if self._anyone is not None and _is_loopback(request.client_host):
+        if self._anyone is not None and request.is_local():
             return self._anyone
         raise Unauthorized(
             "The API key is unknown; send Authorization: Bearer KEY."
@@ -186,10 +185,3 @@ class GatewayApp:
         if not self._is_owner(request):
             raise Unauthorized("This needs the gateway's control token.")
         await request.answer_json(status(self._gateway))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

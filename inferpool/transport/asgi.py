@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -49,13 +50,15 @@ class HttpRequest:
         self._body_read = False
 
     def is_local(self) -> bool:
-        """Whether the caller is on this machine, and no proxy says that it speaks for another."""
-        if self.headers.keys() & _FORWARDED:
+        """Whether a program of this machine calls, for itself.
+
+        Not so where a proxy says that it speaks for another, and where a browser here acts for a
+        page from elsewhere: by a request across sites, or by a name that it made resolve to us.
+        """
+        if self.headers.keys() & _FORWARDED or not _is_loopback(self.client_host):
             return False
-        try:
-            return ipaddress.ip_address(self.client_host).is_loopback
-        except ValueError:
-            return False
+        origin, host = self.headers.get(b"origin"), self.headers.get(b"host", b"")
+        return _is_own(b"//" + host) and (origin is None or _is_own(origin))
 
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises BadRequest(body_too_large) before it reads past `limit`."""
@@ -131,6 +134,22 @@ class HttpRequest:
     async def end(self) -> None:
         """The clean end of a streamed answer."""
         await self._send({"type": "http.response.body", "body": b""})
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_own(url: bytes) -> bool:
+    """Of a loopback address, or a name without a dot: the public DNS points no such name here."""
+    try:
+        host = urlsplit(url.decode("latin-1")).hostname
+    except ValueError:
+        return False
+    return host is not None and (_is_loopback(host) or not {".", ":"} & set(host))
 
 
 def error_headers(error: InferpoolError) -> list[tuple[bytes, bytes]]:

@@ -79,7 +79,9 @@ class MemoryTransport:
 
     def _scope(self, method: str, path: str, headers: Headers, body: bytes) -> Message:
         raw_path, _, query = path.partition("?")
-        lines = [(b"host", b"memory"), *((bytes(name), bytes(value)) for name, value in headers)]
+        lines = [(bytes(name), bytes(value)) for name, value in headers]
+        if all(name != b"host" for name, _ in lines):
+            lines.insert(0, (b"host", b"memory"))
         if body or method not in ("GET", "HEAD", "OPTIONS"):
             lines.append((b"content-length", b"%d" % len(body)))
         return {

@@ -76,9 +76,31 @@ async def test_open_means_open_for_loopback_only(client: str, status: int) -> No
         app = opened(made)
         answer = await made.send("POST", CHAT, CHAT_BODY, [], client=client, app=app)
         assert answer.status == status
-        forwarded: Pairs = [(b"x-forwarded-for", b"127.0.0.1"), (b"forwarded", b"for=127.0.0.1")]
-        answer = await made.send("POST", CHAT, CHAT_BODY, forwarded, client=client, app=app)
-        assert answer.status == status, "what the caller says of itself counts for nothing"
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ({"host": "127.0.0.1:8420"}, 200),
+        ({"host": "[::1]:8420"}, 200),
+        ({"host": "localhost:8420", "origin": "http://localhost:3000"}, 200),
+        ({"x-forwarded-for": "127.0.0.1"}, 401),  # a front speaks for somebody
+        ({"forwarded": "for=127.0.0.1"}, 401),
+        ({"host": "127.0.0.1:8420", "origin": "https://pages.example"}, 401),
+        ({"host": "127.0.0.1:8420", "origin": "null"}, 401),  # a page in a sandboxed frame
+        ({"host": "rebound.example:8420"}, 401),
+        ({"host": "203.0.113.7"}, 401),
+        ({"host": "[::1"}, 401),
+    ],
+)
+async def test_open_is_for_programs_of_this_machine(said: dict[str, str], status: int) -> None:
+    """Neither a front nor a web page in this machine's browser spends the open account's money."""
+    async with pool() as made:
+        pairs: Pairs = [(name.encode(), value.encode()) for name, value in said.items()]
+        answer = await made.send(
+            "POST", CHAT, CHAT_BODY, pairs, client="127.0.0.1", app=opened(made)
+        )
+        assert answer.status == status
 
 
 async def test_a_gateway_that_is_not_open_lets_no_loopback_caller_in() -> None:

@@ -71,7 +71,7 @@ class Rig:
         door = httpx.ASGITransport(app=self.gateway.app, raise_app_exceptions=True)
         self.client = httpx.AsyncClient(
             transport=door,
-            base_url="http://gateway.test",
+            base_url="http://gateway",
             headers={"authorization": f"Bearer {API_KEY}"},
             timeout=60,
         )
@@ -92,7 +92,7 @@ class Rig:
     def openai(self) -> openai.AsyncOpenAI:
         """openai-python with this gateway behind it."""
         return openai.AsyncOpenAI(
-            base_url="http://gateway.test/v1",
+            base_url="http://gateway/v1",
             api_key=API_KEY,
             http_client=self.client,
             max_retries=0,

@@ -39,7 +39,7 @@ def values(text: str) -> dict[str, float]:
 
 def at_node(rig: Rig, host: str = "127.0.0.1") -> httpx.AsyncClient:
     door = httpx.ASGITransport(app=rig.nodes[0].app, client=(host, 1))
-    return httpx.AsyncClient(transport=door, base_url="http://node.test")
+    return httpx.AsyncClient(transport=door, base_url="http://node")
 
 
 async def test_counts_what_receipts_say(runner: asyncio.Runner, rig: Rig) -> None:

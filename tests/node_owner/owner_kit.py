@@ -27,7 +27,7 @@ from inferpool.transport.memory import MemoryTransport
 EPOCH_MS = 1_800_000_000_000
 SEED = 11
 NODE_URL = "http://node.test"
-GATEWAY_URL = "http://gateway.test"
+GATEWAY_URL = "http://gateway"
 TOKEN = "control"
 OWNER = (b"authorization", b"Bearer " + TOKEN.encode())
 KEY = (b"authorization", b"Bearer " + API_KEY.encode())
