@@ -131,7 +131,7 @@ class GatewayApp:
 
     async def _proxy(self, request: HttpRequest, name: str, rest: str) -> None:
         """A model's metadata, from a node that serves it."""
-        candidate = self._gateway.choose(Job(Task.TENSOR, name, rows=1))[0]
+        candidate = self._gateway.choose(Job(Task.TENSOR, name, rows=1)).candidates[0]
         path = f"/v2/models/{candidate.service.model}{rest}"
         try:
             response = await candidate.node.transport.request("GET", path, (), timeout_s=5.0)

@@ -130,7 +130,7 @@ class Canaries:
         raise Unavailable("It offers nothing that a canary can ask for.", code="no_node")
 
     def _candidate(self, node: KnownNode, job: Job) -> Candidate:
-        for candidate in self.gateway.choose(job):
+        for candidate in self.gateway.choose(job).candidates:
             if candidate.node is node and candidate.maximum_pico_usd <= self.maximum_pico_usd:
                 return candidate
         raise Unavailable("It is dearer than a canary may be.", code="no_node")

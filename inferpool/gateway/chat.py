@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from inferpool.gateway.affinity import Blocks
 from inferpool.gateway.answers import Answer, Delivered
 from inferpool.gateway.flights import RETRIED, Flight, OfferEnded
 from inferpool.gateway.node_stream import NodeStream, Piece
@@ -57,6 +58,7 @@ class TextRun:
     parsed: Parsed
     hold: Hold
     seed: int
+    prompt: Blocks = ()
     delivered: Delivered = field(default_factory=Delivered)
 
     async def run(self, candidates: list[Candidate]) -> None:
@@ -89,7 +91,9 @@ class TextRun:
 
     def _choose_again(self) -> list[Candidate]:
         try:
-            return self.gateway.choose(self.parsed.job)
+            free = self.hold.caller.account.free_pico_usd
+            free = None if free is None else free + self.hold.most_pico_usd
+            return self.gateway.choose(self.parsed.job, free, self.prompt).candidates
         except (Unavailable, BadRequest):
             return []
 
@@ -132,6 +136,8 @@ class TextRun:
         account = self.hold.caller.account.name
         self.hold.manifest = candidate.service.manifest
         delivered.legs += 1
+        if self.prompt and not candidate.warm_units:
+            candidate.node.memory.missed(self.gateway.clock.now_ms())
         delivered.node, delivered.pending = candidate.node.address, []
         async with flights.open(
             candidate, sent.job, self.hold.client_id, account, self.seed
@@ -199,6 +205,9 @@ class TextRun:
             unknown = Unavailable("The node's engine failed in mid-answer.", code="engine_failed")
             raise stream.failure or unknown
         delivered.finish = stream.finish
+        if self.prompt:
+            now = self.gateway.clock.now_ms()
+            self.gateway.prefixes.note(self.prompt, flight.node.address, now)
 
     def _explicit(self, service: Service) -> Parsed:
         """The request with every number in it, as a stream, from where the client is."""

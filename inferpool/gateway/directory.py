@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from inferpool.chain.base import Chain
 from inferpool.clock import Clock
 from inferpool.gateway.nodes import KnownNode
+from inferpool.gateway.offer_index import OfferIndex
 from inferpool.identity.signing import verify
 from inferpool.protocol.errors import InferpoolError, Refused, Unavailable
 from inferpool.protocol.lease import LEASE_MAX, Lease
@@ -56,6 +57,7 @@ class Directory:
     refresh_every_s: float = REFRESH_EVERY_S
     on_found: Callable[[KnownNode], None] = lambda node: None
     nodes: dict[bytes, KnownNode] = field(default_factory=dict)
+    index: OfferIndex = field(default_factory=OfferIndex)
     _bound: dict[bytes, bytes] = field(default_factory=dict)  # node key -> owner, by the registry
     _leases: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
     _pipes: dict[str, Transport] = field(default_factory=dict)
@@ -209,9 +211,11 @@ class Directory:
             known = KnownNode(offer, offer_hash, url, self._transport(endpoint))
             known.tls_spki = endpoint.tls_spki
             self.nodes[offer.node] = known
+            self.index.put(known)
             self.on_found(known)
         elif (offer.epoch, offer.sequence) >= (known.offer.epoch, known.offer.sequence):
             known.offer, known.offer_hash = offer, offer_hash
+            self.index.put(known)
             if (url, endpoint.tls_spki) != (known.url, known.tls_spki):
                 await self._move(known, endpoint)
         lease = self._leases.get(offer.node)
@@ -325,7 +329,10 @@ class Directory:
             _LOG.info("lease of 0x%s ended: %r", node.address.hex(), error)
 
     def _renew(self, node: KnownNode, lease: Lease) -> None:
-        node.lease, node.lease_ms = lease, self.clock.now_ms()
+        old = node.lease
+        node.renew(lease, self.clock.now_ms())
+        if old is None or (old.first_unit_ms, old.unit_us) != (lease.first_unit_ms, lease.unit_us):
+            self.index.touch(node.address)
         now = (lease.epoch, lease.sequence)
         if now > (node.offer.epoch, node.offer.sequence) and node.address not in self._looks:
             # It sells something else since: other models, another price, nothing at all.
@@ -338,6 +345,7 @@ class Directory:
         for address, node in list(self.nodes.items()):
             if node.offer.valid_until_ms + OFFER_VALID_MS < now and not node.in_flight:
                 del self.nodes[address]
+                self.index.drop(address)
                 task = self._leases.pop(address, None)
                 if task is not None:
                     task.cancel()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from inferpool.gateway.nodes import KnownNode
-from inferpool.gateway.router import Candidate
+from inferpool.gateway.router import Candidate, why_not
 
 
-def tally(candidates: Sequence[Candidate], now_ms: int) -> None:
+def tally(candidates: Sequence[Candidate]) -> None:
     """Count one choice: the first was taken, the others lost it to the first for one reason."""
     first = candidates[0]
     for candidate in candidates:
@@ -17,20 +17,8 @@ def tally(candidates: Sequence[Candidate], now_ms: int) -> None:
         if candidate is first:
             node.chosen += 1
         else:
-            why = _why(candidate, first, now_ms)
+            why = why_not(candidate, first)
             node.lost[why] = node.lost.get(why, 0) + 1
-
-
-def _why(loser: Candidate, winner: Candidate, now_ms: int) -> str:
-    if loser.node.blocked(now_ms):
-        return "failed before"
-    if loser.price_pico_usd > winner.price_pico_usd:
-        return "dearer"
-    if loser.time_pico_usd > winner.time_pico_usd:
-        return "slower"
-    if loser.risk_pico_usd > winner.risk_pico_usd:
-        return "less reliable"
-    return "the draw"
 
 
 def word(node: KnownNode, now_ms: int) -> dict[str, object]:
@@ -41,5 +29,7 @@ def word(node: KnownNode, now_ms: int) -> dict[str, object]:
         "chosen": node.chosen,
         "lost": dict(node.lost),
         "failed": dict(node.reasons),
-        "blocked_ms": max(0, node.blocked_until_ms - now_ms),
+        "blocked_ms": max(0, max(node.blocked_until_ms, node.ejected_until_ms) - now_ms),
+        "held_back": node.held_back(now_ms),
+        "failing": round(node.memory.failures.now(now_ms), 4),
     }

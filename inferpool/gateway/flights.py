@@ -82,6 +82,7 @@ class Flights:
     random: Callable[[int], bytes]
     reconcile: Callable[[KnownNode, PayerChannel], None]  # soon, in the background
     ask: Callable[[KnownNode, PayerChannel], Awaitable[None]]  # now
+    changed: Callable[[KnownNode], None] = lambda node: None  # its memory
     active: dict[bytes, Flight] = field(default_factory=dict)
     unresolved: dict[bytes, Flight] = field(default_factory=dict)
 
@@ -100,10 +101,11 @@ class Flights:
         node, record = flight.node, flight.record
         request_id = flight.attempt.request_id
         self.active[request_id] = flight
-        node.in_flight += 1
+        node.began()
         try:
             yield flight
-            node.succeeded()
+            node.succeeded(self.clock.now_ms())
+            self._learn(flight, candidate)
         except InferpoolError as error:
             record.error_code = error.code
             flight.cheated = isinstance(error, ReceiptInvalid)
@@ -113,12 +115,26 @@ class Flights:
                 node.failed(self.clock.now_ms(), error.code)
             raise
         finally:
-            node.in_flight -= 1
+            node.ended()
             del self.active[request_id]
             if flight.response is not None:
                 await flight.response.close()
             if record.state is not AttemptState.SETTLED:
                 self._give_up(flight)
+
+    def _learn(self, flight: Flight, candidate: Candidate) -> None:
+        """Remember how fast the node was, without the queue that was expected."""
+        record = flight.record
+        first_ms = (record.first_ms or record.ended_ms) - record.started_ms
+        flight.node.memory.learn(
+            candidate.service.call_class,
+            max(0, record.prompt_units - candidate.warm_units),
+            max(0, first_ms - candidate.wait_ms),
+            max(0, record.output_units - 1) if record.first_ms else 0,
+            record.ended_ms - record.first_ms,
+            record.ended_ms,
+        )
+        self.changed(flight.node)
 
     async def _authorise(
         self, candidate: Candidate, job: Job, client_id: str, account: str, seed: int

@@ -19,6 +19,7 @@ from typing import Final
 from inferpool.clock import Clock
 from inferpool.engines.audio import length_ms
 from inferpool.gateway import relay
+from inferpool.gateway.affinity import Blocks, PrefixMap, blocks, texts
 from inferpool.gateway.answers import Answer, StreamedAnswer, WholeAnswer
 from inferpool.gateway.chat import Parsed, TextRun
 from inferpool.gateway.directory import Directory
@@ -27,7 +28,7 @@ from inferpool.gateway.flights import Flight, Flights
 from inferpool.gateway.metrics import GatewayMetrics
 from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.reconcile import Reconciler
-from inferpool.gateway.router import Candidate, choose
+from inferpool.gateway.router import Candidate, Route, Wanted, choose
 from inferpool.gateway.treasury import Treasury
 from inferpool.payments.budget import Account
 from inferpool.payments.payer_ledger import PayerLedger
@@ -94,6 +95,7 @@ class Gateway:
     metrics: GatewayMetrics = field(init=False)
     flights: Flights = field(init=False)
     reconciler: Reconciler = field(init=False)
+    prefixes: PrefixMap = field(default_factory=PrefixMap)
     _draw: Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,6 +108,7 @@ class Gateway:
             self.random,
             self.reconciler.soon,
             self.reconciler.ask,
+            lambda node: self.directory.index.touch(node.address),
         )
         self.reconciler.flights = self.flights
         self.directory.on_found = self._found
@@ -141,10 +144,11 @@ class Gateway:
     async def _text(self, request: HttpRequest, parsed: Parsed, caller: Caller) -> None:
         if parsed.resume:
             raise BadRequest("resume is for gateways.", param="inferpool.resume")
-        candidates = self.choose(parsed.job)
-        with self.hold(caller, candidates) as hold:
+        prompt = blocks(texts(parsed))
+        route = self.choose(parsed.job, caller.account.free_pico_usd, prompt)
+        with self.hold(caller, route.candidates) as hold:
             answer = self._answer(request, parsed, hold)
-            run = TextRun(self, answer, parsed, hold, self.seed(parsed.seed))
+            run = TextRun(self, answer, parsed, hold, self.seed(parsed.seed), prompt)
             work = asyncio.create_task(run.run(hold.candidates))
             left = asyncio.create_task(request.disconnected())
             try:
@@ -199,18 +203,13 @@ class Gateway:
 
     # -- the steps -------------------------------------------------------------------------------
 
-    def choose(self, job: Job) -> list[Candidate]:
+    def choose(self, job: Job, free_pico_usd: int | None = None, prompt: Blocks = ()) -> Route:
         """Candidates for a job, in the order to try. Raises BadRequest, Unavailable."""
         now = self.clock.now_ms()
-        candidates = choose(
-            job,
-            self.directory.nodes.values(),
-            now_ms=now,
-            value_of_time_pico_usd_per_s=self.value_of_time_pico_usd_per_s,
-            random=self._draw,
-        )
-        tally(candidates, now)
-        return candidates
+        wanted = Wanted(now, self.value_of_time_pico_usd_per_s, free_pico_usd, prompt)
+        route = choose(job, self.directory.index, wanted, self._draw, self.prefixes)
+        tally(route.candidates)
+        return route
 
     @contextmanager
     def hold(self, caller: Caller, candidates: list[Candidate]) -> Iterator[Hold]:

@@ -95,7 +95,7 @@ async def run(
     gateway: Gateway, errand: Errand, caller: Caller, only: list[Candidate] | None = None
 ) -> Answer:
     """The answer of the first node that gives one. Raises BadRequest, Unavailable."""
-    candidates = gateway.choose(errand.job) if only is None else only
+    candidates = only or gateway.choose(errand.job, caller.account.free_pico_usd).candidates
     last: InferpoolError = Unavailable("No node was tried.", code="no_node")
     with gateway.hold(caller, candidates) as hold:
         for candidate in hold.candidates[:ATTEMPTS_MAX]:
@@ -121,7 +121,7 @@ async def _try(gateway: Gateway, candidate: Candidate, errand: Errand, hold: Hol
     except OfferEnded:
         await gateway.directory.look(candidate.node)
         candidate.node.blocked_until_ms = 0
-        again = [c for c in gateway.choose(errand.job) if c.node is candidate.node]
+        again = [c for c in gateway.choose(errand.job).candidates if c.node is candidate.node]
         if not again or not hold.covers(again[0]):
             raise
         return await _fetch(gateway, again[0], errand, hold)

@@ -1,32 +1,45 @@
 """Which node serves a request: the least expected cost in USD (design D15). Pure.
 
-    cost = price x expected units + value of time x expected time + P(fail) x cost of a retry
+    cost = price x expected units + value of time x expected time
+           + P(failure) x (price + time) + surcharge for a stranger
 
-Two candidates are drawn with weight cost**-2 and the one with less in flight is taken; the rest
-follow by cost, for retries. Every factor is in the trace.
+Few are drawn, with weight cost**-2, and of two draws the one that costs less now, its queue
+included, is taken. A node that knows the prompt's beginning competes too, with the time that it
+saves, unless it is crowded; now and then a newcomer's turn comes first, so that an honest one
+gets work. The others follow by cost, for retries. Every factor is in the trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
+from inferpool.gateway.affinity import Blocks, PrefixMap
 from inferpool.gateway.nodes import KnownNode
+from inferpool.gateway.offer_index import NEWCOMER_CALLS, Entry, Market, OfferIndex, Shape
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import BadRequest, Unavailable
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.offer import Service
-from inferpool.protocol.price import exact_pico_usd, maximum_pico_usd, maximum_usage
-from inferpool.protocol.usage import Usage
+from inferpool.protocol.price import maximum_pico_usd
 
 BYTES_PER_TOKEN: Final = 4  # English prose; only an expectation, never a bound
 DEFAULT_OUTPUT: Final = 128
-UNKNOWN_FIRST_MS: Final = 200
+DRAWS: Final = 2  # that compete for the first place
+POOL: Final = 8  # that are priced exactly: the draws, and others for retries
+EXPLORED: Final = 0.03  # of all choices go to a newcomer first
+NEWCOMER_EDGE: Final = 4  # dearer than this times the best is nobody's try
+STRANGER_SHARE: Final = 0.2  # of the price: what no receipt at all is held against a node
+CROWD: Final = 1.25  # bounded load: at most this times the draws' mean, and one
+MISS_SHARE: Final = 0.1  # of a first token's time, for each prompt that it was given cold lately
+# Where time is worth nothing it still decides between equal prices: 0.00036 USD an hour.
+LEAST_PICO_USD_PER_S: Final = 100_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Candidate:
     """A node that can take the job, with the factors of its cost in pico-USD."""
 
@@ -35,102 +48,305 @@ class Candidate:
     price_pico_usd: int
     time_pico_usd: int
     risk_pico_usd: int
+    trust_pico_usd: int
     maximum_pico_usd: int
+    first_ms: int  # expected, with the queue
+    whole_ms: int
+    wait_ms: int  # the queue's part
+    warm_units: int  # of the prompt that it knows
+    held_back: str
+    how: str = "drawn"
 
     @property
     def cost_pico_usd(self) -> int:
         """The expected cost."""
-        return self.price_pico_usd + self.time_pico_usd + self.risk_pico_usd
+        return self.price_pico_usd + self.time_pico_usd + self.risk_pico_usd + self.trust_pico_usd
 
     def trace(self) -> dict[str, object]:
         """For the stored trace."""
         return {
             "node": to_hex(self.node.address),
+            "class": self.service.engine_class,
             "price_pico_usd": self.price_pico_usd,
             "time_pico_usd": self.time_pico_usd,
             "risk_pico_usd": self.risk_pico_usd,
+            "trust_pico_usd": self.trust_pico_usd,
+            "maximum_pico_usd": self.maximum_pico_usd,
+            "first_ms": self.first_ms,
+            "whole_ms": self.whole_ms,
+            "wait_ms": self.wait_ms,
+            "warm_units": self.warm_units,
             "in_flight": self.node.in_flight,
+            "held_back": self.held_back,
+            "how": self.how,
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for beside the job, and what is known at this moment.
+
+    `free_pico_usd`: what the account may still hold; dearer maxima are passed by. `allows` gives
+    the reason why the caller's own preferences rule a service out, or ''.
+    """
+
+    now_ms: int
+    value_of_time_pico_usd_per_s: int = 0
+    free_pico_usd: int | None = None
+    prompt: Blocks = ()
+    allows: Callable[[KnownNode, Service], str] | None = None
+
+
+@dataclass(slots=True)
+class Route:
+    """Candidates in the order to try, and why it came so."""
+
+    candidates: list[Candidate]
+    offers: int = 0  # in the market
+    units_in: int = 0
+    units_out: int = 0
+    pico_usd_per_s: int = 0
+    at_ms: int = 0
+    passed: Counter[str] = field(default_factory=Counter)  # why others were passed by
+
+    def trace(self) -> dict[str, object]:
+        """For the store: no text, only sizes, money, times and reasons."""
+        found = self.candidates
+        return {
+            "at_ms": self.at_ms,
+            "offers": self.offers,
+            "units_in": self.units_in,
+            "units_out": self.units_out,
+            "value_of_time_pico_usd_per_s": self.pico_usd_per_s,
+            "passed": dict(self.passed),
+            "candidates": [
+                {**candidate.trace(), "why": why_not(candidate, found[0])} for candidate in found
+            ],
+        }
+
+
+def why_not(loser: Candidate, winner: Candidate) -> str:
+    """Why a candidate is not the first: the factor in which it costs most more than the first."""
+    if loser is winner:
+        return ""
+    if loser.held_back:
+        return loser.held_back
+    if winner.how == "newcomer":
+        return "a newcomer's turn"
+    factors = {
+        "dearer": loser.price_pico_usd - winner.price_pico_usd,
+        "slower": loser.time_pico_usd - winner.time_pico_usd,
+        "less reliable": loser.risk_pico_usd - winner.risk_pico_usd,
+        "a stranger": loser.trust_pico_usd - winner.trust_pico_usd,
+    }
+    if loser.cost_pico_usd <= winner.cost_pico_usd:
+        return "the draw"
+    return max(factors, key=lambda name: factors[name])
+
+
 def choose(
-    job: Job,
-    nodes: Iterable[KnownNode],
-    *,
-    now_ms: int,
-    value_of_time_pico_usd_per_s: int,
-    random: Random,
-) -> list[Candidate]:
+    job: Job, index: OfferIndex, wanted: Wanted, random: Random, prefixes: PrefixMap | None = None
+) -> Route:
     """Candidates in the order to try. Raises BadRequest(model_not_found), Unavailable(no_node)."""
-    found, known = [], False
-    refused: BadRequest | None = None
-    for node in nodes:
-        service = node.offer.service(job.model)
-        if service is None or not service.task.serves(job.task):
-            continue
-        known = True
-        if node.alive(now_ms):
-            try:
-                found.append(_candidate(job, node, service, value_of_time_pico_usd_per_s))
-            except BadRequest as error:  # no maximum under this offer; others may have one
-                refused = error
-    if not known:
+    market = index.market(job.model, job.task)
+    if market is None:
         raise BadRequest(
             f"No node offers the model {job.model!r} for {job.task.value};"
             " GET /v1/models lists what there is.",
             code="model_not_found",
             param="model",
         )
-    if not found and refused is not None:
-        raise refused
-    if not found:
+    return _Choice(job, market, wanted, random).route(
+        prefixes.warm(wanted.prompt, wanted.now_ms) if prefixes and wanted.prompt else {}
+    )
+
+
+class _Choice:
+    """One choice under way."""
+
+    def __init__(self, job: Job, market: Market, wanted: Wanted, random: Random) -> None:
+        self._job, self._market, self._wanted, self._random = job, market, wanted, random
+        self._pico_per_s = max(LEAST_PICO_USD_PER_S, wanted.value_of_time_pico_usd_per_s)
+        self._base_in, self._units_out = expected_units(job)
+        self._maxima: dict[bytes, int] = {}
+        self._passed: Counter[str] = Counter()
+        self._refused: BadRequest | None = None
+        self._dear: list[Entry] = []
+        self._ranked = False  # the pool was drawn by weight; else it is everybody
+
+    def route(self, warm: dict[bytes, int]) -> Route:
+        pool = self._pool()
+        for address in warm:
+            entry = self._market.entries.get(address)
+            if entry is not None and entry not in pool and self._accepts(entry):
+                pool.append(entry)
+        newcomer = None
+        if self._random.random() < EXPLORED:
+            newcomer = self._market.newcomer(self._accepts_free)
+            if newcomer is not None and newcomer not in pool:
+                pool.append(newcomer)
+        if not pool:
+            pool = self._none_left()
+        found = [self._candidate(entry, warm.get(entry.node.address, 0)) for entry in pool]
+        return Route(
+            self._ordered(found, newcomer),
+            len(self._market.entries),
+            self._base_in,
+            self._units_out,
+            self._pico_per_s,
+            self._wanted.now_ms,
+            self._passed,
+        )
+
+    # -- who may -------------------------------------------------------------------------------
+
+    def _pool(self) -> list[Entry]:
+        entries = self._market.entries
+        if len(entries) <= POOL:
+            return [entry for entry in entries.values() if self._accepts(entry)]
+        self._ranked = True
+        ranking = self._market.ranking(Shape.of(self._base_in, self._units_out, self._pico_per_s))
+        pool = ranking.draw(POOL, self._accepts_free, self._random)
+        if not pool:
+            pool = ranking.draw(POOL, self._accepts, self._random)
+        return pool
+
+    def _accepts_free(self, entry: Entry) -> bool:
+        if entry.node.held_back(self._wanted.now_ms):
+            self._passed["held back"] += 1
+            return False
+        return self._accepts(entry)
+
+    def _accepts(self, entry: Entry) -> bool:
+        """Whether a node may take the job at all; counts why not."""
+        node, service, wanted = entry.node, entry.service, self._wanted
+        if not node.alive(wanted.now_ms):
+            self._passed["silent"] += 1
+            return False
+        if wanted.allows is not None and (why := wanted.allows(node, service)):
+            self._passed[why] += 1
+            return False
+        try:
+            most = maximum_pico_usd(self._job, service)
+        except BadRequest as error:  # no maximum under this offer; others may have one
+            self._refused = error
+            self._passed["no maximum"] += 1
+            return False
+        if wanted.free_pico_usd is not None and most > wanted.free_pico_usd:
+            self._passed["over the budget"] += 1
+            self._dear.append(entry)
+            return False
+        self._maxima[node.address] = most
+        return True
+
+    def _none_left(self) -> list[Entry]:
+        """Those that only the budget rules out, so that it is the budget that refuses."""
+        if self._dear:
+            for entry in self._dear:
+                self._maxima[entry.node.address] = maximum_pico_usd(self._job, entry.service)
+            return self._dear[:POOL]
+        if self._refused is not None:
+            raise self._refused
+        silent = self._passed.keys() <= {"silent", "held back"}
         raise Unavailable(
-            f"Every node with {job.model!r} is silent or failing now; try again.",
+            f"Every node with {self._job.model!r} is silent or failing now; try again."
+            if silent
+            else f"No node with {self._job.model!r} fits:"
+            f" {', '.join(sorted(self._passed.keys() - {'held back'}))}.",
             code="no_node",
             retry_after_s=5,
         )
-    free = [candidate for candidate in found if not candidate.node.blocked(now_ms)]
-    held_back = [candidate for candidate in found if candidate.node.blocked(now_ms)]
-    held_back.sort(key=lambda c: (c.node.blocked_until_ms, c.node.address))
-    return [*_ordered(free, random), *held_back]
+
+    # -- what it costs -------------------------------------------------------------------------
+
+    def _candidate(self, entry: Entry, warm_bytes: int) -> Candidate:
+        node, service, now = entry.node, entry.service, self._wanted.now_ms
+        memory, lease = node.memory, node.lease
+        units_in, units_out = self._base_in, self._units_out
+        if self._job.messages:
+            units_in += service.message_overhead * self._job.messages
+        price = (
+            units_in * service.price_in_pico_usd_per_unit
+            + units_out * service.price_out_pico_usd_per_unit
+        )
+        line = memory.latency(service.call_class)
+        first_ms = line.first_ms(units_in, lease, now)
+        warm = min(warm_bytes // BYTES_PER_TOKEN, units_in)
+        if warm:
+            first_ms -= min(0.9 * first_ms, line.prefill_ms(warm) or first_ms * warm / units_in)
+        rest_ms = units_out * line.unit_us(lease) / 1000
+        wait_ms = float(lease.expected_wait_ms if lease else 0)
+        room = node.room()
+        if room < 1:
+            wait_ms += (1 - room) * (first_ms + rest_ms) / node.slots
+        first_ms += MISS_SHARE * memory.recent_misses(now) * first_ms + wait_ms
+        whole_ms = first_ms + rest_ms
+        time = int(self._pico_per_s * whole_ms / 1000)
+        risk = int(memory.failures.now(now) * (price + time))
+        new = max(0, NEWCOMER_CALLS - memory.served)
+        return Candidate(
+            node,
+            service,
+            price,
+            time,
+            risk,
+            int(STRANGER_SHARE * price * new / NEWCOMER_CALLS),
+            self._maxima[node.address],
+            int(first_ms),
+            int(whole_ms),
+            int(wait_ms),
+            warm,
+            node.held_back(now),
+        )
+
+    # -- in which order ------------------------------------------------------------------------
+
+    def _ordered(self, found: list[Candidate], newcomer: Entry | None) -> list[Candidate]:
+        free = [candidate for candidate in found if not candidate.held_back]
+        held = [candidate for candidate in found if candidate.held_back]
+        held.sort(key=lambda c: (c.node.blocked_until_ms, c.node.address))
+        if len(free) * 2 < len(found):
+            # Where most are ejected, the pool is in trouble and not they: that counts no more.
+            spared = [c for c in held if c.held_back == "fails too often"]
+            free, held = free + spared, [c for c in held if c not in spared]
+        drawn = free[:DRAWS] if self._ranked else self._draws(free)
+        free.sort(key=lambda c: (c.cost_pico_usd, c.node.address))
+        first = self._first(free, drawn, newcomer)
+        rest = [candidate for candidate in free if candidate is not first]
+        return [*([first] if first else []), *rest, *held]
+
+    def _draws(self, free: Sequence[Candidate]) -> list[Candidate]:
+        weights = [1.0 / (1 + candidate.cost_pico_usd) ** 2 for candidate in free]
+        return self._random.choices(free, weights, k=DRAWS) if len(free) > 1 else list(free)
+
+    def _first(
+        self, free: Sequence[Candidate], drawn: list[Candidate], newcomer: Entry | None
+    ) -> Candidate | None:
+        if len(free) < 2:
+            return free[0] if free else None
+        if newcomer is not None:
+            edge = NEWCOMER_EDGE * free[0].cost_pico_usd
+            for candidate in free:
+                if candidate.node is newcomer.node and candidate.cost_pico_usd <= edge:
+                    candidate.how = "newcomer"
+                    return candidate
+        most = CROWD * (1 + sum(c.node.in_flight for c in free) / len(free))
+        for candidate in free:
+            if candidate.warm_units and candidate.node.in_flight + 1 <= most:
+                candidate.how = "knows the prompt"
+                drawn.append(candidate)
+        return min(drawn, key=lambda c: c.cost_pico_usd)
 
 
-def _candidate(
-    job: Job, node: KnownNode, service: Service, value_of_time_pico_usd_per_s: int
-) -> Candidate:
-    usage = expected_usage(job, service)
-    price = exact_pico_usd(usage, service)
-    time_ms = _expected_ms(node, usage)
-    time_cost = value_of_time_pico_usd_per_s * time_ms // 1000
-    risk = int(node.failures * (price + time_cost))
-    return Candidate(node, service, price, time_cost, risk, maximum_pico_usd(job, service))
-
-
-def expected_usage(job: Job, service: Service) -> Usage:
-    """What a job will probably use."""
+def expected_units(job: Job) -> tuple[int, int]:
+    """Units in, without what a template adds, and out, that a job will probably use."""
     if job.task in (Task.CHAT, Task.COMPLETION):
-        prompt = job.prompt_bytes // BYTES_PER_TOKEN + service.message_overhead * job.messages
-        most = job.max_output or service.default_max_output
-        return Usage(prompt + job.resume_units, job.choices * min(most, DEFAULT_OUTPUT))
+        most = DEFAULT_OUTPUT if job.max_output is None else min(job.max_output, DEFAULT_OUTPUT)
+        return job.prompt_bytes // BYTES_PER_TOKEN + job.resume_units, job.choices * most
     if job.task is Task.EMBEDDING:
-        overhead = service.message_overhead * job.messages
-        return Usage(job.prompt_bytes // BYTES_PER_TOKEN + overhead, 0)
-    return maximum_usage(job, service)  # of rows, seconds and steps the maximum is what is used
-
-
-def _expected_ms(node: KnownNode, usage: Usage) -> int:
-    lease = node.lease
-    first_ms = (lease.first_unit_ms if lease else 0) or UNKNOWN_FIRST_MS
-    wait_ms = lease.expected_wait_ms if lease else 0
-    unit_us = lease.unit_us if lease else 0
-    return wait_ms + first_ms * (1 + node.in_flight) + usage.output_units * unit_us // 1000
-
-
-def _ordered(found: Sequence[Candidate], random: Random) -> list[Candidate]:
-    by_cost = sorted(found, key=lambda c: (c.cost_pico_usd, c.node.address))
-    if len(by_cost) < 2:
-        return by_cost
-    weights = [1.0 / (1 + candidate.cost_pico_usd) ** 2 for candidate in by_cost]
-    drawn = random.choices(by_cost, weights, k=2)
-    first = min(drawn, key=lambda c: (1 + c.node.in_flight) * (1 + c.cost_pico_usd))
-    return [first, *(candidate for candidate in by_cost if candidate is not first)]
+        return job.prompt_bytes // BYTES_PER_TOKEN, 0
+    if job.task is Task.TENSOR:
+        return job.rows, 0
+    if job.task is Task.TRANSCRIPTION:
+        return -(-job.audio_ms // 1000), 0
+    return 0, job.steps * job.choices

@@ -89,6 +89,11 @@ class Service:
     resume: bool
     audited: bool
 
+    @property
+    def call_class(self) -> tuple[bytes, str]:
+        """Calls that take comparable time at one node: manifest and task."""
+        return self.manifest, self.task.value
+
     def struct_hash(self) -> bytes:
         """EIP-712 hash of the struct."""
         return eip712.keccak256(

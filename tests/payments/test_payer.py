@@ -271,7 +271,7 @@ def test_a_voucher_is_sent_again_once_its_node_has_earned_the_slack() -> None:
     payer, node = payer_channel(10_000), payee_channel(10_000)
     signatures = [served(payer, node, number, 4 * PICO) for number in range(60)]
     assert len(set(signatures[:2])) == 2, "a stranger gets one maximum at a time"
-    assert len(set(signatures[20:])) <= 8, "8 maxima of 10 in slack of 60 cover six calls that use 10"
+    assert len(set(signatures[20:])) <= 8, "8 maxima of 10 in slack of 60: six calls that use 10"
     assert payer.exposure <= 60
     payer.distrust()
     voucher = payer.authorise(name(99), 10, AUTHORIZER, WIDE)
