@@ -15,6 +15,7 @@ from inferpool.cli import (
     chain,
     config,
     demo,
+    explain,
     gateway,
     models,
     node,
@@ -43,6 +44,7 @@ app.command("chain", help=chain.HELP)(chain.chain)
 app.add_typer(models.app, name="models")
 app.command("wallet", help=wallet.HELP)(wallet.wallet)
 app.command("status", help=status.HELP)(status.status)
+app.command("explain", help=explain.HELP)(explain.explain)
 app.command("sim", help=sim.HELP)(sim.sim)
 app.command("backup", help=backup.BACKUP_HELP)(backup.backup)
 app.command("restore", help=backup.RESTORE_HELP)(backup.restore)

@@ -17,6 +17,7 @@ from inferpool.gateway.app import GatewayApp
 from inferpool.gateway.canary import ACCOUNT, Canaries
 from inferpool.gateway.directory import Directory
 from inferpool.gateway.gateway import Caller, Gateway
+from inferpool.gateway.route_book import RouteBook
 from inferpool.gateway.treasury import Caps, Treasury
 from inferpool.home import Home
 from inferpool.identity.keys import Role
@@ -73,6 +74,7 @@ async def serve_gateway(config: Config, home: Home) -> None:
             ),
             treasury=Treasury(chain, ledger, payer, authorizer, caps),
             ledger=ledger,
+            routes=RouteBook(journal),
             clock=clock,
             sampling=catalogue.sampling_of,
             value_of_time_pico_usd_per_s=_per_second(settings.value_of_time_usd_per_hour),

@@ -12,6 +12,7 @@
 | GET /metrics | for Prometheus; on this machine, else under the control token |
 | POST /inferpool/offers | a node's signed offer; the answer is this gateway's word on the node |
 | GET /inferpool/status | channels, accounts, attempts; under the control token |
+| GET /inferpool/routes/ID | why a request went where it went; under its key or the control token |
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Awaitable, Callable
 from inferpool import __version__
 from inferpool.gateway.gateway import Caller, Gateway
 from inferpool.gateway.pushes import PushedOffers
-from inferpool.gateway.status import model_object, status
+from inferpool.gateway.status import explained, model_object, status
 from inferpool.metrics import CONTENT_TYPE
 from inferpool.protocol import limits
 from inferpool.protocol.errors import BadRequest, InferpoolError, Unauthorized, Unavailable
@@ -34,6 +35,7 @@ from inferpool.transport.base import TransportError
 _LOG = logging.getLogger("inferpool.gateway")
 Serve = Callable[[HttpRequest, bytes, Caller], Awaitable[None]]
 _PROXY_MAX = 256 * 1024
+_ROUTES = "/inferpool/routes/"
 
 
 class GatewayApp:
@@ -87,6 +89,8 @@ class GatewayApp:
             await self._plain[method, path](request)
         elif method == "GET" and path.startswith("/v1/models/"):
             await self._one_model(request, path.removeprefix("/v1/models/"))
+        elif method == "GET" and path.startswith(_ROUTES):
+            await self._explain(request, path.removeprefix(_ROUTES))
         else:
             known = path in self._paid or any(path == p for _, p in self._plain)
             code = "method_not_allowed" if known else "not_found"
@@ -180,6 +184,13 @@ class GatewayApp:
     def _is_owner(self, request: HttpRequest) -> bool:
         given = request.headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         return hmac.compare_digest(given, self._token)
+
+    async def _explain(self, request: HttpRequest, request_id: str) -> None:
+        account = None if self._is_owner(request) else self._caller(request).account.name
+        found = await explained(self._gateway, request_id)
+        if found is None or account not in (None, found[0]):
+            raise BadRequest(f"No choice is kept for {request_id[:64]!r}.", code="not_found")
+        await request.answer_json(found[1])
 
     async def _status(self, request: HttpRequest) -> None:
         if not self._is_owner(request):

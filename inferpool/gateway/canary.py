@@ -21,7 +21,7 @@ from inferpool.gateway.chat import TextRun
 from inferpool.gateway.directory import NODES_MAX
 from inferpool.gateway.gateway import Caller, Gateway
 from inferpool.gateway.nodes import KnownNode
-from inferpool.gateway.router import Candidate
+from inferpool.gateway.router import Candidate, Route
 from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.errors import InferpoolError, Unavailable
 from inferpool.protocol.job import Job, Task
@@ -136,21 +136,21 @@ class Canaries:
         raise Unavailable("It is dearer than a canary may be.", code="no_node")
 
     async def _chat(self, node: KnownNode, parsed: ChatRequest) -> None:
-        candidates = [self._candidate(node, parsed.job)]
-        with self.gateway.hold(self.caller, candidates) as hold:
+        route = Route([self._candidate(node, parsed.job)])
+        with self.gateway.hold(self.caller, route) as hold:
             run = _OneNode(self.gateway, _Silent(), parsed, hold, self.gateway.seed(None))
             await run.run(hold.candidates)
             hold.complete = run.delivered.signed is not None
 
     async def _tensors(self, node: KnownNode, model: str) -> None:
-        candidates = [self._candidate(node, Job(Task.TENSOR, model, rows=1))]
+        route = Route([self._candidate(node, Job(Task.TENSOR, model, rows=1))])
         metadata = await self._metadata(node, model)
         try:
             body = one_row(metadata)
         except (KeyError, TypeError, ValueError) as error:
             raise Unavailable(f"Its metadata cannot be used: {error}", code="node_failed") from None
         errand = relay.tensors(InferRequest.parse(model, body, None), body, None)
-        await relay.run(self.gateway, errand, self.caller, candidates)
+        await relay.run(self.gateway, errand, self.caller, route)
 
     @staticmethod
     async def _metadata(node: KnownNode, model: str) -> Any:

@@ -93,9 +93,11 @@ class TextRun:
         try:
             free = self.hold.caller.account.free_pico_usd
             free = None if free is None else free + self.hold.most_pico_usd
-            return self.gateway.choose(self.parsed.job, free, self.prompt).candidates
+            route = self.gateway.choose(self.parsed.job, free, self.prompt)
         except (Unavailable, BadRequest):
             return []
+        self.gateway.note(self.hold, route)
+        return route.candidates
 
     def _next(
         self,

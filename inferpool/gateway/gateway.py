@@ -28,6 +28,7 @@ from inferpool.gateway.flights import Flight, Flights
 from inferpool.gateway.metrics import GatewayMetrics
 from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.reconcile import Reconciler
+from inferpool.gateway.route_book import RouteBook
 from inferpool.gateway.router import Candidate, Route, Wanted, choose
 from inferpool.gateway.treasury import Treasury
 from inferpool.payments.budget import Account
@@ -67,6 +68,7 @@ class Hold:
     most_pico_usd: int  # reserved so far: the dearest maximum of those that were tried
     complete: bool = False
     manifest: bytes = b""  # of the node that serves it
+    choices: int = 0  # made for it so far
 
     def covers(self, candidate: Candidate) -> bool:
         """Whether the budget covers this candidate's maximum too; reserves what is missing."""
@@ -88,6 +90,7 @@ class Gateway:
     directory: Directory
     treasury: Treasury
     ledger: PayerLedger
+    routes: RouteBook
     clock: Clock
     sampling: Callable[[bytes], dict[str, float]]
     random: Callable[[int], bytes] = secrets.token_bytes
@@ -128,6 +131,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Stop; what is in flight is cut."""
+        self.routes.flush()
         await self.reconciler.close()
         await self.directory.close()
 
@@ -146,7 +150,7 @@ class Gateway:
             raise BadRequest("resume is for gateways.", param="inferpool.resume")
         prompt = blocks(texts(parsed))
         route = self.choose(parsed.job, caller.account.free_pico_usd, prompt)
-        with self.hold(caller, route.candidates) as hold:
+        with self.hold(caller, route) as hold:
             answer = self._answer(request, parsed, hold)
             run = TextRun(self, answer, parsed, hold, self.seed(parsed.seed), prompt)
             work = asyncio.create_task(run.run(hold.candidates))
@@ -212,7 +216,7 @@ class Gateway:
         return route
 
     @contextmanager
-    def hold(self, caller: Caller, candidates: list[Candidate]) -> Iterator[Hold]:
+    def hold(self, caller: Caller, route: Route) -> Iterator[Hold]:
         """Reserve the first candidate's maximum that the budget covers, and more where a dearer
         one is tried; settle on what was delivered. Raises PaymentRequired where it covers none.
 
@@ -221,17 +225,23 @@ class Gateway:
         there is none.
         """
         client_id = "req_" + self.random(12).hex()
-        free = caller.account.free_pico_usd
+        candidates, free = route.candidates, caller.account.free_pico_usd
         covered = [c for c in candidates if free is None or c.maximum_pico_usd <= free]
         cheapest = min(candidate.maximum_pico_usd for candidate in candidates)
         most = covered[0].maximum_pico_usd if covered else cheapest
         caller.account.hold(client_id.encode(), most)
         hold = Hold(client_id, caller, covered, most)
+        self.note(hold, route)
         try:
             yield hold
         finally:
             if hold.complete or not self.flights.pending(client_id):
                 caller.account.release(client_id.encode())
+
+    def note(self, hold: Hold, route: Route) -> None:
+        """Keep the trace of a request's choice."""
+        self.routes.note(hold.client_id, hold.choices, hold.caller.account.name, route)
+        hold.choices += 1
 
     async def bill(self, flight: Flight, hold: Hold, billed_pico_usd: int) -> None:
         """Bill the client for a settled attempt and make all of it durable in one unit."""

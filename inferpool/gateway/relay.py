@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from inferpool.gateway.flights import RETRIED, OfferEnded
-from inferpool.gateway.router import Candidate
+from inferpool.gateway.router import Candidate, Route
 from inferpool.payments.checks import ReceiptInvalid
 from inferpool.protocol import headers
 from inferpool.protocol.embeddings import EmbeddingsRequest
@@ -92,12 +92,12 @@ def images(parsed: ImagesRequest) -> Errand:
 
 
 async def run(
-    gateway: Gateway, errand: Errand, caller: Caller, only: list[Candidate] | None = None
+    gateway: Gateway, errand: Errand, caller: Caller, only: Route | None = None
 ) -> Answer:
     """The answer of the first node that gives one. Raises BadRequest, Unavailable."""
-    candidates = only or gateway.choose(errand.job, caller.account.free_pico_usd).candidates
+    route = only or gateway.choose(errand.job, caller.account.free_pico_usd)
     last: InferpoolError = Unavailable("No node was tried.", code="no_node")
-    with gateway.hold(caller, candidates) as hold:
+    with gateway.hold(caller, route) as hold:
         for candidate in hold.candidates[:ATTEMPTS_MAX]:
             if not hold.covers(candidate):
                 continue

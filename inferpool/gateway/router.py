@@ -54,8 +54,9 @@ class Candidate:
     whole_ms: int
     wait_ms: int  # the queue's part
     warm_units: int  # of the prompt that it knows
+    in_flight: int
     held_back: str
-    how: str = "drawn"
+    how: str = "by cost"
 
     @property
     def cost_pico_usd(self) -> int:
@@ -76,7 +77,7 @@ class Candidate:
             "whole_ms": self.whole_ms,
             "wait_ms": self.wait_ms,
             "warm_units": self.warm_units,
-            "in_flight": self.node.in_flight,
+            "in_flight": self.in_flight,
             "held_back": self.held_back,
             "how": self.how,
         }
@@ -102,6 +103,8 @@ class Route:
     """Candidates in the order to try, and why it came so."""
 
     candidates: list[Candidate]
+    model: str = ""
+    task: str = ""
     offers: int = 0  # in the market
     units_in: int = 0
     units_out: int = 0
@@ -114,13 +117,20 @@ class Route:
         found = self.candidates
         return {
             "at_ms": self.at_ms,
+            "model": self.model,
+            "task": self.task,
             "offers": self.offers,
             "units_in": self.units_in,
             "units_out": self.units_out,
             "value_of_time_pico_usd_per_s": self.pico_usd_per_s,
             "passed": dict(self.passed),
             "candidates": [
-                {**candidate.trace(), "why": why_not(candidate, found[0])} for candidate in found
+                {
+                    **candidate.trace(),
+                    "cost_pico_usd": candidate.cost_pico_usd,
+                    "why": why_not(candidate, found[0]),
+                }
+                for candidate in found
             ],
         }
 
@@ -190,6 +200,8 @@ class _Choice:
         found = [self._candidate(entry, warm.get(entry.node.address, 0)) for entry in pool]
         return Route(
             self._ordered(found, newcomer),
+            self._job.model,
+            self._job.task.value,
             len(self._market.entries),
             self._base_in,
             self._units_out,
@@ -296,6 +308,7 @@ class _Choice:
             int(whole_ms),
             int(wait_ms),
             warm,
+            node.in_flight,
             node.held_back(now),
         )
 
@@ -330,6 +343,8 @@ class _Choice:
                 if candidate.node is newcomer.node and candidate.cost_pico_usd <= edge:
                     candidate.how = "newcomer"
                     return candidate
+        for candidate in drawn:
+            candidate.how = "drawn"
         most = CROWD * (1 + sum(c.node.in_flight for c in free) / len(free))
         for candidate in free:
             if candidate.warm_units and candidate.node.in_flight + 1 <= most:

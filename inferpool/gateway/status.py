@@ -88,6 +88,21 @@ def status(gateway: Gateway) -> dict[str, object]:
     return {"nodes": nodes, "channels": channels, "accounts": accounts, "attempts": attempts}
 
 
+async def explained(gateway: Gateway, request_id: str) -> tuple[str, dict[str, object]] | None:
+    """The account of a request, and everything about where it went; None where it is not known."""
+    found = await gateway.routes.find(request_id)
+    if found is None:
+        return None
+    account, choices = found
+    attempts = [attempt_object(item) for item in gateway.ledger.attempts_of(request_id)]
+    return account, {
+        "request_id": request_id,
+        "account": account,
+        "choices": choices,
+        "attempts": attempts,
+    }
+
+
 def attempt_object(record: AttemptRecord) -> dict[str, object]:
     """One attempt for people and scripts."""
     return {

@@ -222,6 +222,11 @@ class PayerLedger:
         found = self._records(select(ATTEMPTS).where(ATTEMPTS.c.request_id == request_id))
         return found[0] if found else None
 
+    def attempts_of(self, client_request_id: str) -> list[AttemptRecord]:
+        """The attempts of one client request that are on disk, oldest first."""
+        mine = select(ATTEMPTS).where(ATTEMPTS.c.client_request_id == client_request_id)
+        return self._records(mine.order_by(ATTEMPTS.c.started_ms))
+
     def attempts(self, limit: int) -> list[AttemptRecord]:
         """The latest attempts, newest first."""
         return self._records(select(ATTEMPTS).order_by(ATTEMPTS.c.started_ms.desc()).limit(limit))

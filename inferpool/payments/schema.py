@@ -108,3 +108,15 @@ ATTEMPTS: Final = Table(
     Index("attempts_by_channel", "channel_id", "seq"),
     Index("attempts_by_client", "client_request_id"),
 )
+
+# The router's traces: which nodes were candidates for a request, at which cost, and why not.
+ROUTES: Final = Table(
+    "routes",
+    METADATA,
+    Column("client_request_id", String(64), primary_key=True),
+    Column("number", BigInteger, primary_key=True),  # 0, then one for each choice made again
+    Column("at_ms", BigInteger, nullable=False),
+    Column("account", String(256), nullable=False),
+    Column("data", LargeBinary, nullable=False),  # JSON
+    Index("routes_by_time", "at_ms"),
+)

@@ -72,6 +72,9 @@ PUSHERS_MAX: Final = 10_000  # addresses that are remembered
 CANARY_EVERY_MS: Final = 3_600_000  # for one node
 CANARIES_PER_HOUR_MAX: Final = 60  # for all: each may open a channel, which costs gas
 
+# Routing
+ROUTES_KEPT_MAX: Final = 20_000  # choices, of about 3 kB each
+
 # Queues
 CONCURRENT_PER_CHANNEL: Final = 64  # below slots + queue of any service: others find a place
 QUEUE_MAX: Final = 64  # calls waiting for a slot of one service

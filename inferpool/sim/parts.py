@@ -15,6 +15,7 @@ from inferpool.engines.fake import FakeTensorEngine, FakeTextEngine
 from inferpool.gateway.app import GatewayApp
 from inferpool.gateway.directory import Directory, OpenTransport
 from inferpool.gateway.gateway import Gateway
+from inferpool.gateway.route_book import RouteBook
 from inferpool.gateway.treasury import Caps, Treasury
 from inferpool.identity.signing import Key
 from inferpool.models import catalogue
@@ -197,7 +198,13 @@ class SimGateway:
         )
         directory = Directory(chain, self.clock, self.open_transport, allow_private=True)
         self.gateway = Gateway(
-            directory, treasury, ledger, self.clock, catalogue.sampling_of, self.random.randbytes
+            directory,
+            treasury,
+            ledger,
+            RouteBook(self.journal),
+            self.clock,
+            catalogue.sampling_of,
+            self.random.randbytes,
         )
         self.app = GatewayApp(self.gateway, "control")
         await self.gateway.start()

@@ -243,6 +243,20 @@ def test_status_and_claim_after_work(pool: Running, run: Run) -> None:
     assert "claimed 0 base units" in run("node", "claim", home=pool.home).stdout
 
 
+def test_explain_tells_each_factor_and_what_became_of_it(pool: Running, run: Run) -> None:
+    request_id = pool.chat("Tell me why.").headers["x-request-id"]
+    found = orjson.loads(run("explain", request_id, "--json", home=pool.home).stdout)
+    (candidate,) = found["choices"][0]["candidates"]
+    assert candidate["price_pico_usd"] > 0
+    assert candidate["time_pico_usd"] > 0, "time is worth something by default"
+    assert found["attempts"][0]["state"] == "settled"
+    text = run("explain", request_id, home=pool.home).stdout
+    for shown in (candidate["node"], CHAT, "first: ", "settled"):
+        assert shown in text
+    assert "Tell me why" not in text
+    one_line(run("explain", "req_unknown", home=pool.home), "req_unknown")
+
+
 def test_one_home_is_not_served_twice(pool: Running, run: Run) -> None:
     """A second pool over the same ledgers would break both."""
     ports = {f"INFERPOOL_{role}_PORT": "0" for role in ("CHAIN", "NODE", "GATEWAY")}
