@@ -23,6 +23,7 @@ from inferpool.protocol.errors import CODES, Unavailable
 
 START_TIMEOUT_S: Final = 120.0  # an engine that loads a large model
 STOP_TIMEOUT_S: Final = 15.0
+ABANDON_TIMEOUT_S: Final = 2.0  # a role that does not serve yet has nothing to bring to its end
 _LOG_TAIL: Final = 12
 _ERROR: Final = re.compile(r"error: (?P<message>.*) \[(?P<code>\w+)\]")  # daemon.__main__'s
 ROLES: Final = ("chain", "node", "gateway")
@@ -66,7 +67,7 @@ class Pool:
         try:
             facts = self._announced(role, process)
         except BaseException:  # Ctrl-C in the middle: nobody else knows this process yet
-            self._end(process)
+            self._end(process, ABANDON_TIMEOUT_S)
             raise
         self.running[role] = RoleProcess(role, process, facts)
         return self.running[role]
@@ -107,12 +108,12 @@ class Pool:
         return self._end(self.running.pop(role).process)
 
     @staticmethod
-    def _end(process: subprocess.Popen[bytes]) -> int:
+    def _end(process: subprocess.Popen[bytes], patience_s: float = STOP_TIMEOUT_S) -> int:
         assert process.stdin is not None, "it is a pipe"
         assert process.stdout is not None, "it is a pipe"
         process.stdin.close()
         try:
-            process.wait(STOP_TIMEOUT_S)
+            process.wait(patience_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

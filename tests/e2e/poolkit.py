@@ -54,7 +54,7 @@ def pull_weights(names: Iterable[str] = (CHAT, SPAM)) -> Store:
     return store
 
 
-def until(what: str, look: Callable[[], Found | None], within_s: float = 10.0) -> Found:
+def until(what: str, look: Callable[[], Found | None], within_s: float = 20.0) -> Found:
     """The first true answer of `look`; the test fails where none comes in time."""
     deadline = time.monotonic() + within_s
     while True:

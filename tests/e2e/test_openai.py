@@ -283,13 +283,13 @@ def test_the_pool_is_still_up_and_owes_nothing(pool: Running) -> None:
     assert pool.chat().status_code == 200
 
     def settled() -> bool:
-        return not any(
+        status = pool.status()
+        return not any(account["held_pico_usd"] for account in status["accounts"]) and not any(
             channel["held_base_units"] or channel["unresolved_base_units"]
-            for channel in pool.status()["channels"]
+            for channel in status["channels"]
         )
 
     until("nothing is held any more", settled)
-    assert not any(account["held_pico_usd"] for account in pool.status()["accounts"])
 
 
 def test_a_client_that_leaves_pays_for_what_was_sent(pool: Running) -> None:

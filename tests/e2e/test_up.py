@@ -115,7 +115,7 @@ def test_it_ends_cleanly_when_told(tmp_path: Path, number: signal.Signals) -> No
         up.facts()
         pids = up.pids()
         up.process.send_signal(number)
-        code = up.process.wait(20)
+        code = up.process.wait(60)
         assert code in (0, 130), up.errors.read_text()
         poolkit.all_gone(pids, within_s=5)
         assert "Traceback" not in up.errors.read_text()
@@ -133,7 +133,7 @@ def test_ctrl_c_in_the_middle_of_its_start(tmp_path: Path) -> None:
             lambda: found if len(found := poolkit.children(up.process.pid)) == 2 else None,
         )
         up.process.send_signal(signal.SIGINT)
-        code = up.process.wait(20)
+        code = up.process.wait(40)
         poolkit.all_gone(pids, within_s=10)
         assert code in (0, 130)
         assert "Traceback" not in up.errors.read_text()
