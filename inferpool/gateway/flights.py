@@ -20,7 +20,8 @@ from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.router import Candidate
 from inferpool.gateway.treasury import Treasury
 from inferpool.payments import x402
-from inferpool.payments.checks import ReceiptInvalid, check_receipt
+from inferpool.payments.chains import ChainSigner
+from inferpool.payments.checks import ReceiptInvalid, check_chained, check_receipt
 from inferpool.payments.payer import PayerChannel, TopUpNeeded
 from inferpool.payments.payer_ledger import AttemptRecord, PayerLedger
 from inferpool.protocol import headers
@@ -39,6 +40,7 @@ from inferpool.protocol.lifecycle import AttemptState
 from inferpool.protocol.limits import VOUCHER_RETRIES_MAX
 from inferpool.protocol.price import maximum, maximum_pico_usd
 from inferpool.protocol.receipt import SignedReceipt
+from inferpool.protocol.receipt_chain import ChainedReceipt
 from inferpool.protocol.voucher import Voucher
 from inferpool.transport.base import Response, TransportError
 
@@ -69,6 +71,7 @@ class Flight:
     request_hash: bytes = b""
     sent: bool = False  # whether the node may have taken it
     response: Response | None = None
+    chained: bool = False  # a chained receipt was asked for
     cheated: bool = False  # its receipt was refused: nothing about it is believed later
 
 
@@ -81,7 +84,8 @@ class Flights:
     clock: Clock
     random: Callable[[int], bytes]
     reconcile: Callable[[KnownNode, PayerChannel], None]  # soon, in the background
-    ask: Callable[[KnownNode, PayerChannel], Awaitable[None]]  # now
+    ask: Callable[[KnownNode, PayerChannel], Awaitable[int]]  # now
+    prove: Callable[[KnownNode, PayerChannel], None]  # later, what no signature covers by then
     changed: Callable[[KnownNode], None] = lambda node: None  # its memory
     active: dict[bytes, Flight] = field(default_factory=dict)
     unresolved: dict[bytes, Flight] = field(default_factory=dict)
@@ -195,8 +199,12 @@ class Flights:
         extra: list[tuple[bytes, bytes]],
         body: bytes,
         timeout_s: float,
+        *,
+        chained: bool = False,
     ) -> Response:
         """Send with a voucher; a late one is signed again. Returns an answer of status 200.
+
+        `chained`: a chained receipt will do, where the node is trusted with a window.
 
         Raises what the node answered otherwise: BadRequest where the request itself is at fault,
         else Unavailable or PaymentRequired, after which another node may be tried.
@@ -211,6 +219,11 @@ class Flights:
             (headers.REQUEST_ID, to_hex(attempt.request_id).encode()),
             (headers.OFFER, to_hex(attempt.offer_hash).encode()),
         ]
+        flight.chained = chained and flight.channel.takes_chained(
+            self.treasury.window(attempt.offer.terms)
+        )
+        if flight.chained:
+            fixed.append((headers.RECEIPTS, headers.CHAINED))
         flight.record.move(AttemptState.SENT)
         for _ in range(VOUCHER_RETRIES_MAX + 1):
             paid = x402.payment_signature(config, flight.voucher, accepted)
@@ -314,6 +327,32 @@ class Flights:
         )
         self.book(flight, signed)
         flight.channel.trust(signed.receipt.charge_pico_usd)
+
+    def settle_chained(
+        self, flight: Flight, short: ChainedReceipt, response_hash: bytes, output_units: int
+    ) -> SignedReceipt:
+        """The same for a chained receipt; its proof comes later. Raises ReceiptInvalid."""
+        attempt, channel = flight.attempt, flight.channel
+        if not flight.chained:
+            raise ReceiptInvalid("The node chained a receipt that was to be signed.")
+        receipt = check_chained(
+            short,
+            attempt,
+            request_hash=flight.request_hash,
+            response_hash=response_hash,
+            output_units=output_units,
+        )
+        try:
+            signer = ChainSigner(attempt.offer.node, channel.channel_id, channel.chain_id)
+            digest = receipt.digest(channel.chain_id)
+            channel.unproved.add(short, digest, signer, self.clock.now_ms())
+        except Refused as error:
+            raise ReceiptInvalid(f"The node's receipts do not chain: {error.message}.") from None
+        signed = SignedReceipt(receipt, b"")
+        self.book(flight, signed)
+        channel.trust(receipt.charge_pico_usd)
+        self.prove(flight.node, channel)
+        return signed
 
     def book(self, flight: Flight, signed: SignedReceipt) -> None:
         """Book a checked receipt. Raises ReceiptInvalid where its number or total is off."""

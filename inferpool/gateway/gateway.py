@@ -111,6 +111,7 @@ class Gateway:
             self.random,
             self.reconciler.soon,
             self.reconciler.ask,
+            self.reconciler.prove_later,
             lambda node: self.directory.index.touch(node.address),
         )
         self.reconciler.flights = self.flights

@@ -22,10 +22,11 @@ from inferpool.payments.checks import ReceiptInvalid, check_late_receipt
 from inferpool.payments.payer import PayerChannel
 from inferpool.payments.payer_ledger import AttemptRecord, PayerLedger
 from inferpool.protocol import headers
+from inferpool.protocol.eip712 import UINT64_MAX
 from inferpool.protocol.encoding import from_hex, to_hex
 from inferpool.protocol.errors import InferpoolError, Refused, Unavailable
 from inferpool.protocol.lifecycle import AttemptState
-from inferpool.protocol.limits import RECEIPT_MAX, RECEIPTS_PAGE_MAX
+from inferpool.protocol.limits import CHAIN_PROOF_MS, RECEIPT_MAX, RECEIPTS_PAGE_MAX
 from inferpool.protocol.receipt import SignedReceipt, receipts_request_digest
 from inferpool.protocol.units import pico_usd_per_base_unit
 from inferpool.protocol.voucher import voucher_digest
@@ -47,20 +48,57 @@ class Reconciler:
     ledger: PayerLedger
     clock: Clock
     _tasks: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
+    _proving: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
+    _closed: bool = False
     _lost: dict[bytes, AttemptRecord] = field(default_factory=dict)  # of an earlier run
     flights: Flights = field(init=False)
 
     def soon(self, node: KnownNode, channel: PayerChannel) -> None:
         """Ask in a moment, and again with growing pauses until nothing is unresolved."""
         task = self._tasks.get(channel.channel_id)
-        if task is None or task.done():
+        if not self._closed and (task is None or task.done()):
             self._tasks[channel.channel_id] = asyncio.create_task(
                 self._until_resolved(node, channel), name="reconcile"
             )
 
+    def prove_later(self, node: KnownNode, channel: PayerChannel) -> None:
+        """Ask for signatures of chained receipts, unless later answers bring them first."""
+        task = self._proving.get(channel.channel_id)
+        if not self._closed and (task is None or task.done()):
+            self._proving[channel.channel_id] = asyncio.create_task(
+                self._until_proved(node, channel), name="prove"
+            )
+
+    async def _until_proved(self, node: KnownNode, channel: PayerChannel) -> None:
+        """A node that answers and does not sign what it charged is a stranger again."""
+        silent = 0
+        while channel.unproved.count and silent < _TRIES:
+            await asyncio.sleep(CHAIN_PROOF_MS / 1000)
+            if not channel.unproved.overdue(self.clock.now_ms() - CHAIN_PROOF_MS // 2):
+                continue
+            before = channel.unproved.seqs()
+            try:
+                shown = await self.ask(node, channel)
+            except InferpoolError as error:
+                _LOG.info("node %s proves nothing: %s", to_hex(node.address), error.message)
+                silent += 1
+                continue
+            silent, after = 0, set(channel.unproved.seqs())
+            left = [seq for seq in before if seq in after and seq <= shown]
+            if left:
+                self._caught(node, channel, f"{len(left)} chained receipts are never signed")
+        channel.unproved.forget()
+
+    def _caught(self, node: KnownNode, channel: PayerChannel, why: str) -> None:
+        _LOG.error("receipts of %s refused: %s", to_hex(node.address), why)
+        node.failed(self.clock.now_ms(), "receipt_invalid")
+        channel.distrust()
+        channel.unproved.forget()
+
     async def close(self) -> None:
         """Stop asking."""
-        tasks = list(self._tasks.values())
+        self._closed = True
+        tasks = [*self._tasks.values(), *self._proving.values()]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -101,16 +139,26 @@ class Reconciler:
                 most,
             )
 
-    async def ask(self, node: KnownNode, channel: PayerChannel) -> None:
-        """Fetch, check and book. Raises Unavailable, Refused."""
+    async def ask(self, node: KnownNode, channel: PayerChannel) -> int:
+        """Fetch, check and book. Raises Unavailable, Refused.
+
+        Returns the number up to which the node has shown its receipts.
+        """
+        after = min([channel.next_seq, *channel.unproved.seqs()[:1]]) - 1
         while True:
-            after = channel.next_seq - 1
+            before = (channel.next_seq, channel.unproved.count)
             receipts, running = await self._fetch(node, channel, after)
             for signed in receipts:
                 self._book(node, channel, signed)
-            if len(receipts) < RECEIPTS_PAGE_MAX or channel.next_seq - 1 <= after:
+            if len(receipts) < RECEIPTS_PAGE_MAX:
+                after = UINT64_MAX  # that was all
                 break
+            reached = max(signed.receipt.seq for signed in receipts)
+            if reached <= after or before == (channel.next_seq, channel.unproved.count):
+                break
+            after = reached
         self._resolve(channel, running)
+        return after
 
     async def _fetch(
         self, node: KnownNode, channel: PayerChannel, after: int
@@ -157,6 +205,7 @@ class Reconciler:
         receipt = signed.receipt
         request_id = receipt.request_id
         if receipt.seq < channel.next_seq or receipt.seq in channel.booked_ahead:
+            self._prove(node, channel, signed)
             return
         if request_id in self.flights.active:
             return  # its answer is on the way; it is booked there, against what arrives
@@ -182,6 +231,18 @@ class Reconciler:
                 account.spend(client, record.billed_pico_usd)
             self._release(record)
         self.ledger.save_attempt(record, channel, key_hash)
+
+    def _prove(self, node: KnownNode, channel: PayerChannel, signed: SignedReceipt) -> None:
+        """A receipt that is booked already: its signature may be the first that covers it."""
+        seq = signed.receipt.seq
+        if not channel.unproved.count or seq not in channel.unproved.seqs():
+            return
+        digest = signed.receipt.digest(channel.chain_id)
+        try:
+            verify(digest, signed.signature, node.address)
+            channel.unproved.prove_one(seq, digest)
+        except Refused as error:
+            self._caught(node, channel, error.message)
 
     def _check(
         self, node: KnownNode, channel: PayerChannel, signed: SignedReceipt

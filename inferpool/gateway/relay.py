@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from inferpool.gateway.flights import RETRIED, OfferEnded
+from inferpool.gateway.flights import RETRIED, Flight, Flights, OfferEnded
 from inferpool.gateway.router import Candidate, Route
 from inferpool.payments.checks import ReceiptInvalid
 from inferpool.protocol import headers
@@ -24,11 +24,12 @@ from inferpool.protocol.job import Job
 from inferpool.protocol.limits import ANSWER_MAX, ATTEMPTS_MAX, FIRST_BYTE_TIMEOUT_S
 from inferpool.protocol.oip import InferRequest
 from inferpool.protocol.receipt import SignedReceipt
+from inferpool.protocol.receipt_chain import ChainedReceipt
 from inferpool.protocol.transcription import TranscriptionRequest
 
 if TYPE_CHECKING:
     from inferpool.gateway.gateway import Caller, Gateway, Hold
-from inferpool.transport.base import AnswerTimeout
+from inferpool.transport.base import AnswerTimeout, Response
 
 _LOG = logging.getLogger("inferpool.gateway")
 _JSON: Final = (b"content-type", b"application/json")
@@ -132,28 +133,50 @@ async def _fetch(gateway: Gateway, candidate: Candidate, errand: Errand, hold: H
     model = candidate.service.model
     async with flights.open(candidate, errand.job, hold.client_id, account, errand.seed) as flight:
         response = await flights.send(
-            flight, errand.path(model), errand.extra, errand.body(model), errand.timeout_s
+            flight,
+            errand.path(model),
+            errand.extra,
+            errand.body(model),
+            errand.timeout_s,
+            chained=True,
         )
         try:
             async with asyncio.timeout(errand.timeout_s):
                 answer = await response.read(ANSWER_MAX)
         except TimeoutError:
             raise AnswerTimeout("The node's answer does not end.") from None
-        value = response.header(headers.RECEIPT)
-        if value is None:
-            raise Unavailable("The node sent no receipt.", code="receipt_invalid")
-        try:
-            signed = SignedReceipt.from_header(value)
-        except Refused as error:
-            raise ReceiptInvalid(f"The node's receipt is unreadable: {error.message}.") from None
-        flights.settle(flight, signed, sha256(answer), errand.output_units)
-        charge = signed.receipt.charge_pico_usd
+        value, charge = _settle(flights, flight, response, answer, errand)
         await gateway.bill(flight, hold, charge)
         kept = [(name, found) for name, found in response.headers if name in _KEPT]
         ours = [
             (b"x-request-id", hold.client_id.encode()),
             (headers.NODE, to_hex(flight.node.address).encode()),
             (headers.COST, str(charge).encode()),
-            (headers.RECEIPT, value),
         ]
+        if value is not None:
+            ours.append((headers.RECEIPT, value))
         return answer, [*kept, *ours]
+
+
+def _settle(
+    flights: Flights, flight: Flight, response: Response, answer: bytes, errand: Errand
+) -> tuple[bytes | None, int]:
+    """Check and book the receipt. Returns the header of a signed one, and the charge in pico-USD.
+
+    Raises Unavailable, ReceiptInvalid.
+    """
+    value, short = response.header(headers.RECEIPT), response.header(headers.CHAINED_RECEIPT)
+    if value is None and short is None:
+        raise Unavailable("The node sent no receipt.", code="receipt_invalid")
+    hashed, units = sha256(answer), errand.output_units
+    try:
+        if value is not None:
+            signed = SignedReceipt.from_header(value)
+            flights.settle(flight, signed, hashed, units)
+        else:
+            assert short is not None, "one of them came"
+            chained = ChainedReceipt.from_header(short)
+            signed = flights.settle_chained(flight, chained, hashed, units)
+    except Refused as error:
+        raise ReceiptInvalid(f"The node's receipt is unreadable: {error.message}.") from None
+    return value, signed.receipt.charge_pico_usd

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-import orjson
-
 from inferpool.gateway.gateway import Gateway
 from inferpool.gateway.nodes import KnownNode
 from inferpool.payments.payer_ledger import AttemptRecord
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.offer import Service
+from inferpool.protocol.receipt import SignedReceipt
 
 ATTEMPTS_SHOWN: Final = 100
 
@@ -122,5 +121,5 @@ def attempt_object(record: AttemptRecord) -> dict[str, object]:
         "first_ms": record.first_ms,
         "ended_ms": record.ended_ms,
         "error_code": record.error_code,
-        "proof": orjson.loads(record.receipt) if record.receipt else None,
+        "proof": SignedReceipt.unpack(record.receipt).to_wire() if record.receipt else None,
     }

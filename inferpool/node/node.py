@@ -21,6 +21,7 @@ from inferpool.node.services import Hosted, Services
 from inferpool.node.tensors import check_outputs, read_inputs, write_answer
 from inferpool.node.work import Work, sign_receipt
 from inferpool.payments import x402
+from inferpool.payments.chains import ReceiptChain
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.protocol import headers
@@ -31,7 +32,7 @@ from inferpool.protocol.errors import BadRequest, PaymentRequired, Unavailable
 from inferpool.protocol.evidence import Evidence, evidence_request_digest
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.lease import Lease
-from inferpool.protocol.limits import EVIDENCE_KEPT_MAX, EVIDENCE_KEPT_MS
+from inferpool.protocol.limits import CHAINED_UNITS_MAX, EVIDENCE_KEPT_MAX, EVIDENCE_KEPT_MS
 from inferpool.protocol.offer import Offer, Service
 from inferpool.protocol.oip import InferRequest
 from inferpool.protocol.price import maximum, maximum_usage
@@ -66,6 +67,7 @@ class Node:
     changed: asyncio.Event = field(default_factory=asyncio.Event)  # what is offered changed
     metrics: NodeMetrics = field(init=False)
     _running: set[bytes] = field(default_factory=set)
+    _chains: dict[bytes, ReceiptChain] = field(default_factory=dict)  # by channel, of this run
     _evidence: OrderedDict[bytes, tuple[int, Evidence, bytes]] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
@@ -154,6 +156,7 @@ class Node:
                     seed=self._seed(seed),
                     own=own,
                     started_ms=self.clock.now_ms(),
+                    chained=own and self._chained(request, units),
                 )
                 try:
                     yield work
@@ -187,6 +190,10 @@ class Node:
         offer = self.offers.current().offer
         return offer, offer.digest()
 
+    def _chained(self, request: HttpRequest, units: int) -> bool:
+        wanted = request.headers.get(headers.RECEIPTS) == headers.CHAINED
+        return wanted and units <= CHAINED_UNITS_MAX and self.gate.terms.window > 1
+
     def _seed(self, seed: int | None) -> int:
         if seed is None:
             return int.from_bytes(self.random(4), "big")
@@ -214,12 +221,15 @@ class Node:
     async def answer(self, request: HttpRequest, work: Work, body: bytes, extra: Headers) -> None:
         """Sign for a whole answer and send it."""
         work.answer_hash.update(body)
-        await self.finish(work, Outcome.COMPLETE)
+        chain = None
+        if work.chained and work.evidence() is None:
+            chain = self._chains.setdefault(work.channel.channel_id, ReceiptChain())
+        await self.finish(work, Outcome.COMPLETE, chain)
         await request.answer(200, body, [*extra, *self.answer_headers(work)])
 
-    async def finish(self, work: Work, outcome: Outcome) -> None:
+    async def finish(self, work: Work, outcome: Outcome, chain: ReceiptChain | None = None) -> None:
         """Sign and keep the receipt, and the evidence for a while."""
-        await sign_receipt(work, self.key, self.ledger, self.clock, outcome)
+        await sign_receipt(work, self.key, self.ledger, self.clock, outcome, chain)
         self.metrics.finished(work, outcome)
         evidence = work.evidence()
         if evidence is not None:
@@ -229,7 +239,10 @@ class Node:
                 self._evidence.popitem(last=False)
 
     def answer_headers(self, work: Work) -> list[tuple[bytes, bytes]]:
-        """What tells the payer the charge: x402's header, and ours where it is signed."""
+        """What tells the payer the charge: x402's header, and ours where it is signed; or ours
+        alone, for a payer that asked for chained receipts."""
+        if work.short is not None:
+            return [(headers.CHAINED_RECEIPT, work.short.header())]
         channel = work.channel
         response = x402.payment_response(
             self.gate.terms, channel.config.payer, channel.view(), work.reported
@@ -285,7 +298,17 @@ class Node:
         digest = receipts_request_digest(self.key.address, channel_id, channel.chain_id)
         verify(digest, signature, channel.config.payer_authorizer)
         running = [*channel.held, *self.ledger.saving(channel_id)]
-        return self.ledger.receipts(channel_id, after), running, channel
+        return self._signed(self.ledger.receipts(channel_id, after)), running, channel
+
+    def _signed(self, receipts: list[SignedReceipt]) -> list[SignedReceipt]:
+        """Chained ones get a signature of their own when they are asked for."""
+        chain_id = self.gate.terms.chain_id
+        return [
+            item
+            if item.signature
+            else SignedReceipt(item.receipt, self.key.sign(item.receipt.digest(chain_id)))
+            for item in receipts
+        ]
 
     def evidence(self, request_id: bytes, signature: bytes) -> Evidence:
         """Evidence that is still kept, for the payer's authoriser only.

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 
 from inferpool.clock import Clock
 from inferpool.identity.signing import Key
+from inferpool.payments.chains import ReceiptChain
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.protocol.evidence import NO_EVIDENCE, Evidence
 from inferpool.protocol.offer import Offer, Service
 from inferpool.protocol.price import exact_pico_usd
 from inferpool.protocol.receipt import Outcome, Receipt, SignedReceipt
+from inferpool.protocol.receipt_chain import ChainedReceipt
 from inferpool.protocol.usage import Usage
 
 
@@ -35,12 +37,14 @@ class Work:
     seed: int
     own: bool  # our own payer: receipts inside the stream, exact charge at the end
     started_ms: int
+    chained: bool = False  # the payer takes a chained receipt, where the answer comes whole
     answer_hash: hashlib._Hash = field(default_factory=hashlib.sha256)
     prompt_units: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     counted: int = 0  # output units where there are no ids
     signed: SignedReceipt | None = None
+    short: ChainedReceipt | None = None  # of a chained receipt, which has no signature of its own
     reported: int = 0  # base units told to the payer for this request
 
     @property
@@ -64,9 +68,14 @@ class Work:
 
 
 async def sign_receipt(
-    work: Work, key: Key, ledger: PayeeLedger, clock: Clock, outcome: Outcome
+    work: Work,
+    key: Key,
+    ledger: PayeeLedger,
+    clock: Clock,
+    outcome: Outcome,
+    chain: ReceiptChain | None = None,
 ) -> SignedReceipt:
-    """Charge what was used, sign the receipt and make both durable.
+    """Charge what was used, sign the receipt, or take it into the chain, and make it durable.
 
     The units never pass the maximum that both sides computed: a tokenizer that normalises text can
     make more tokens than there were bytes, and the node forfeits those. There is no await between
@@ -98,6 +107,10 @@ async def sign_receipt(
         ended_ms=clock.now_ms(),
         outcome=outcome,
     )
-    work.signed = SignedReceipt(receipt, key.sign(receipt.digest(channel.chain_id)))
+    if chain is None:
+        work.signed = SignedReceipt(receipt, key.sign(receipt.digest(channel.chain_id)))
+    else:
+        work.short = chain.append(receipt, key, channel.chain_id, receipt.ended_ms)
+        work.signed = SignedReceipt(receipt, b"")
     await ledger.save_receipt(channel, work.signed, work.service.model)
     return work.signed

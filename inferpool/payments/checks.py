@@ -7,7 +7,8 @@ from inferpool.protocol.attempt import Attempt
 from inferpool.protocol.errors import InferpoolError, Refused
 from inferpool.protocol.job import Task
 from inferpool.protocol.price import exact_pico_usd, maximum_usage
-from inferpool.protocol.receipt import SignedReceipt
+from inferpool.protocol.receipt import Receipt, SignedReceipt
+from inferpool.protocol.receipt_chain import ChainedReceipt
 
 
 class ReceiptInvalid(InferpoolError):
@@ -44,7 +45,7 @@ def check_receipt(
         if found != wanted:
             raise ReceiptInvalid(f"The node's receipt is for another {name}.")
     _check_output(receipt.output_units, output_units, attempt)
-    _check_charge(signed, attempt)
+    _check_charge(receipt, attempt)
     _check_signature(signed, attempt)
 
 
@@ -66,6 +67,26 @@ def _check_output(claimed: int, seen: int, attempt: Attempt) -> None:
         raise ReceiptInvalid("The node's receipt is for another output units.")
 
 
+def check_chained(
+    short: ChainedReceipt,
+    attempt: Attempt,
+    *,
+    request_hash: bytes,
+    response_hash: bytes,
+    output_units: int,
+) -> Receipt:
+    """The receipt that a chained one stands for. Raises ReceiptInvalid where its units or its
+    charge are not those of the answer that was received.
+
+    Every other member is the payer's own word; where the node's differs, no signature of its will
+    ever cover what the payer has.
+    """
+    receipt = short.receipt(attempt, request_hash, response_hash)
+    _check_output(receipt.output_units, output_units, attempt)
+    _check_charge(receipt, attempt)
+    return receipt
+
+
 def check_late_receipt(signed: SignedReceipt, attempt: Attempt) -> None:
     """The same for a receipt fetched after the pipe was cut: the node may have sent more than
     arrived, so hash and count of the answer stay unchecked; the maximum still bounds the charge."""
@@ -76,12 +97,11 @@ def check_late_receipt(signed: SignedReceipt, attempt: Attempt) -> None:
         raise ReceiptInvalid("The node's receipt is for another manifest or class.")
     if receipt.offer_hash != attempt.offer_hash:
         raise ReceiptInvalid("The node's receipt is under another offer.")
-    _check_charge(signed, attempt)
+    _check_charge(receipt, attempt)
     _check_signature(signed, attempt)
 
 
-def _check_charge(signed: SignedReceipt, attempt: Attempt) -> None:
-    receipt = signed.receipt
+def _check_charge(receipt: Receipt, attempt: Attempt) -> None:
     most = maximum_usage(attempt.job, attempt.service)
     if receipt.prompt_units > most.prompt_units or receipt.output_units > most.output_units:
         raise ReceiptInvalid("The node's receipt counts more units than the request can use.")

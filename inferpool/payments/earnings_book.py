@@ -23,7 +23,7 @@ def read_book(journal: Journal) -> tuple[list[Earned], list[ClaimRow], list[Ener
     earned = []
     query = select(PAYEE_RECEIPTS.c.model, PAYEE_RECEIPTS.c.data)
     for row in journal.read(query.order_by(PAYEE_RECEIPTS.c.ended_ms)):
-        receipt = SignedReceipt.decode(row.data).receipt
+        receipt = SignedReceipt.unpack(row.data).receipt
         earned.append(
             Earned(
                 model=row.model,

@@ -86,7 +86,7 @@ class PayeeLedger:
             "model": model,
             "charge_pico_usd": str(receipt.charge_pico_usd),
             "ended_ms": receipt.ended_ms,
-            "data": signed.encode(),
+            "data": signed.pack(),
         }
         saved = self._journal.write(
             [self._channel_write(channel), Write(self._save_receipt, values)]
@@ -132,7 +132,7 @@ class PayeeLedger:
             .order_by(PAYEE_RECEIPTS.c.ended_ms.desc())
             .limit(limit)
         )
-        return [(SignedReceipt.decode(row.data), row.model) for row in self._journal.read(query)]
+        return [(SignedReceipt.unpack(row.data), row.model) for row in self._journal.read(query)]
 
     def _channel_write(self, channel: PayeeChannel) -> Write:
         values: dict[str, object] = {
@@ -155,4 +155,4 @@ class PayeeLedger:
             .order_by(PAYEE_RECEIPTS.c.seq)
             .limit(RECEIPTS_PAGE_MAX)
         )
-        return [SignedReceipt.decode(row.data) for row in self._journal.read(query)]
+        return [SignedReceipt.unpack(row.data) for row in self._journal.read(query)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from inferpool.identity.signing import Key, recover
+from inferpool.payments.chains import UNPROVED_MAX, Unproved
 from inferpool.payments.window import STRANGER, Window
 from inferpool.payments.x402 import ChannelView
 from inferpool.protocol.errors import InferpoolError, Refused
@@ -51,6 +52,7 @@ class PayerChannel:
     unresolved_total: int = 0
     in_base: set[bytes] = field(default_factory=set)  # unresolved ones that the base counts
     peak: int = 0  # the most in flight or unresolved at once: bounds the exposure, with the slack
+    unproved: Unproved = field(default_factory=Unproved)
     voucher: Voucher | None = None  # the last one signed: sent again while it covers
     honest_pico_usd: int = 0  # charged for answers that arrived, since the start or the last fault
 
@@ -108,6 +110,11 @@ class PayerChannel:
         signature = key.sign(voucher_digest(self.channel_id, amount, self.chain_id))
         self.voucher = Voucher(self.channel_id, amount, signature)
         return self.voucher
+
+    def takes_chained(self, window: Window) -> bool:
+        """Whether receipts may come chained: where windows are, and not too many are unproved."""
+        earned = base_units_down(self.honest_pico_usd, self.decimals)
+        return window.limit(earned) > 0 and self.unproved.count < UNPROVED_MAX
 
     def trust(self, charge_pico_usd: int) -> None:
         """An answer arrived whole, and its receipt was good: the window may grow by its charge."""

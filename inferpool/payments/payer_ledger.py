@@ -46,7 +46,7 @@ class AttemptRecord:
     first_ms: int = 0
     ended_ms: int = 0
     error_code: str = ""
-    receipt: bytes = b""  # the signed receipt, canonical JSON
+    receipt: bytes = b""  # the receipt, packed
 
     @classmethod
     def of(cls, attempt: Attempt, client_request_id: str, account: str) -> AttemptRecord:
@@ -74,7 +74,7 @@ class AttemptRecord:
         receipt = signed.receipt
         self.charge_pico_usd = receipt.charge_pico_usd
         self.prompt_units, self.output_units = receipt.prompt_units, receipt.output_units
-        self.seq, self.receipt = receipt.seq, signed.encode()
+        self.seq, self.receipt = receipt.seq, signed.pack()
 
 
 # Columns that hold text where the record holds another type.

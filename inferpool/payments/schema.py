@@ -35,7 +35,9 @@ PAYEE_RECEIPTS: Final = Table(
     Column("model", String(256), nullable=False),
     Column("charge_pico_usd", _AMOUNT, nullable=False),
     Column("ended_ms", BigInteger, nullable=False),
-    Column("data", LargeBinary, nullable=False),  # the signed receipt, canonical JSON
+    Column(
+        "data", LargeBinary, nullable=False
+    ),  # the receipt, packed; a chained one has no signature
     Index("payee_receipts_by_seq", "channel_id", "seq", unique=True),
 )
 

@@ -62,6 +62,10 @@ VOUCHER_RETRIES_MAX: Final = 3  # late vouchers under concurrency: 1.8 % at 32 i
 ATTEMPTS_MAX: Final = 4  # one request: the first node, then three others
 CHANNELS_MAX: Final = 100_000
 CLAIM_BATCH_MAX: Final = 100  # rows in one claim transaction
+CHAIN_RECEIPTS_MAX: Final = 64  # a payer holds so many receipts that nobody signed yet
+CHAIN_MS: Final = 100  # age at which a chain of receipts is signed with the next answer
+CHAINED_UNITS_MAX: Final = 1_000  # a tenth of a cent at most: dearer answers have their own
+CHAIN_PROOF_MS: Final = 2_000  # then a payer asks for the signature that no answer brought
 WITHDRAW_DELAY_ACCEPTED_S: Final = 86_400  # a payer locks money for a day at most
 
 # Joining and the owner's controls

@@ -160,6 +160,7 @@ def check_agreed(gateways: Iterable[SimGateway], nodes: Iterable[SimNode]) -> No
                 require(
                     channel.total_pico_usd == theirs.total_pico_usd, "both totals agree", **facts
                 )
+            require(not channel.unproved.count, "every receipt is signed at rest")
             require(not channel.unresolved, "nothing is unresolved at rest")
             require(not channel.held, "nothing is held at rest")
         for account in gateway.gateway.ledger.accounts.values():

@@ -113,7 +113,7 @@ class CrashingWorld(World):
             for node in self._nodes.values()
             for row in node.journal.read(select(PAYEE_RECEIPTS))
         ]
-        return {SignedReceipt.decode(row.data).receipt.digest(DEV_CHAIN_ID) for row in rows}
+        return {SignedReceipt.unpack(row.data).receipt.digest(DEV_CHAIN_ID) for row in rows}
 
 
 @pytest.fixture

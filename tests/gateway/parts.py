@@ -23,6 +23,7 @@ from inferpool.payments.budget import Account
 from inferpool.protocol import headers as names
 from inferpool.protocol.offer import SignedOffer
 from inferpool.protocol.receipt import SignedReceipt
+from inferpool.protocol.receipt_chain import ChainedReceipt
 from inferpool.sim.parts import API_KEY, SimGateway, SimNode, key_of
 from inferpool.transport.base import AnswerInvalid, ConnectionCut, Headers, Response, Transport
 from inferpool.transport.memory import MemoryTransport
@@ -104,6 +105,7 @@ class Liar:
     key: Key
     chain_id: int
     on_receipt: AlterReceipt | None = None  # in answers
+    on_chained: Callable[[ChainedReceipt], ChainedReceipt] | None = None
     on_event: Callable[[bytes], list[bytes]] | None = None  # data of a stream's other events
     on_body: Callable[[bytes], bytes] | None = None  # whole answers
     on_late: Callable[[list[SignedReceipt]], list[SignedReceipt]] | None = None  # late receipts
@@ -113,11 +115,14 @@ class Liar:
     lease_down: bool = False
     asked: list[str] = field(default_factory=list)
     seen: list[SignedReceipt] = field(default_factory=list)
+    shorts: list[ChainedReceipt] = field(default_factory=list)
+    vouchers: list[bytes] = field(default_factory=list)  # headers of paid requests
 
     async def request(
         self, method: str, path: str, headers: Headers, body: bytes = b"", *, timeout_s: float
     ) -> Response:
         self.asked.append(path)
+        self.vouchers += [value for name, value in headers if name == names.PAYMENT_SIGNATURE]
         if path == "/inferpool/lease" and self.lease_down:
             raise ConnectionCut("no lease")
         fake = self.instead(method, path)
@@ -157,6 +162,13 @@ class Liar:
     async def _whole(self, response: Response) -> Any:
         body = await response.read(1 << 24)
         body = self.on_body(body) if self.on_body else body
+        short = response.header(names.CHAINED_RECEIPT)
+        if short is not None:
+            chained = ChainedReceipt.from_header(short)
+            self.shorts.append(chained)
+            altered = self.on_chained(chained) if self.on_chained else chained
+            kept = [(k, v) for k, v in response.headers if k != names.CHAINED_RECEIPT]
+            return Fake([body], headers=[*kept, (names.CHAINED_RECEIPT, altered.header())])
         header = response.header(names.RECEIPT)
         assert header is not None
         signed = self._alter(SignedReceipt.from_header(header))
@@ -349,17 +361,22 @@ class Pool:
 
 @asynccontextmanager
 async def pool(
-    nodes: int = 1, *, limit_pico_usd: int | None = None, register: bool = True, start: bool = True
+    nodes: int = 1,
+    *,
+    limit_pico_usd: int | None = None,
+    register: bool = True,
+    start: bool = True,
+    window: int = 1,
 ) -> AsyncIterator[Pool]:
     clock = LoopClock(EPOCH_MS)
     chain = MemoryChain(lambda: clock.now_ms() // 1000)
     machines = [
-        SimNode(f"node-{i}", SEED, url_of(i), clock, chain, Random(i)) for i in range(nodes)
+        SimNode(f"node-{i}", SEED, url_of(i), clock, chain, Random(i), window) for i in range(nodes)
     ]
     made: Pool
     gateway = SimGateway(
         "gateway-0", SEED, clock, chain, Random(99), lambda url, spki: made.pipe(url, spki),
-        limit_pico_usd,
+        limit_pico_usd, window,
     )  # fmt: skip
     made = Pool(chain, machines, gateway)
     chain.fund(key_of(SEED, "gateway-0/payer").address, 10**9)

@@ -116,7 +116,7 @@ async def test_the_gateway_finds_accounts_channels_and_attempts_as_it_left_them(
     assert again.account("key-3") is None
     assert again.open_attempts == [open_record]
     settled = {item.request_id: item for item in again.attempts(10)}
-    assert settled[name(1)].receipt == signed(honest_receipt(1, 1)).encode()
+    assert settled[name(1)].receipt == signed(honest_receipt(1, 1)).pack()
     assert settled[name(1)].charge_pico_usd == 9_000_000
     assert len(settled) == 3
     assert len(again.attempts(2)) == 2

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from inferpool.identity.signing import Key, recover
+from inferpool.payments.chains import ReceiptChain
 from inferpool.protocol import eip712, encoding, price, voucher
 from inferpool.protocol.evidence import Evidence, evidence_request_digest
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.lease import Lease
 from inferpool.protocol.offer import Service, SignedOffer, binding_digest
 from inferpool.protocol.receipt import SignedReceipt, receipts_request_digest
+from inferpool.protocol.receipt_chain import ChainedReceipt, ChainProof, chain_digest
 from inferpool.protocol.voucher import ChannelConfig, Voucher
 from inferpool.protocol.wire import Reader
 from tests.protocol.vectors import FOLDER, cases, data, encoded, vectors
@@ -94,6 +96,31 @@ def test_binding(case: Any) -> None:
     assert recover(digest, data(case["signature"])) == owner
 
 
+@named("receipt_chain")
+def test_receipt_chain(case: Any) -> None:
+    chain_id, first = int(case["chainId"]), int(case["firstSeq"])
+    node = key(vectors("receipt_chain")["keys"]["node"]["secretText"])
+    chain = ReceiptChain()
+    for position, place in enumerate(case["receipts"]):
+        wire = {"receipt": place["receipt"], "signature": "0x" + 130 * "0"}
+        receipt = SignedReceipt.from_wire(wire).receipt
+        assert receipt.digest(chain_id) == data(place["digest"])
+        short = chain.append(receipt, node, chain_id, 0)
+        assert (short.first_seq, short.position, short.proof) == (first, position, None)
+        assert short.link == data(place["link"])
+        assert short.encode() == encoded(place)
+        assert ChainedReceipt.decode(encoded(place)) == short
+        packed = SignedReceipt(receipt, b"").pack()
+        assert SignedReceipt.unpack(packed) == SignedReceipt(receipt, b"")
+    count, channel_id = len(case["receipts"]), receipt.channel_id
+    digest = chain_digest(channel_id, first, count, short.link, chain_id)
+    assert digest == data(case["digest"])
+    ended = ChainedReceipt.from_header(case["encodedWithProof"].encode())
+    assert ended.proof == ChainProof(first, count, data(case["signature"]))
+    assert node.sign(digest) == ended.proof.signature
+    assert ended.header() == case["encodedWithProof"].encode()
+
+
 @named("receipt")
 def test_receipt(case: Any) -> None:
     signed = SignedReceipt.decode(encoded(case))
@@ -106,6 +133,8 @@ def test_receipt(case: Any) -> None:
     node = vectors("receipt")["keys"]["node"]
     assert recover(digest, signed.signature) == data(node["address"])
     assert key(node["secretText"]).sign(digest) == signed.signature
+    assert SignedReceipt.unpack(signed.pack()) == signed
+    assert SignedReceipt.unpack(signed.encode()) == signed, "ledgers of earlier versions"
 
 
 def test_receipts_cover_each_outcome() -> None:

@@ -56,6 +56,7 @@ TYPES = {
     "NodeBinding": members("address owner, address node, uint64 validUntilMs"),
     "EvidenceRequest": members("address node, bytes32 requestId"),
     "ReceiptsRequest": members("address node, bytes32 channelId"),
+    "ReceiptChain": members("bytes32 channelId, uint64 firstSeq, uint16 count, bytes32 head"),
     "Receipt": members(
         "bytes32 requestId, bytes32 requestHash, bytes32 responseHash, bytes32 evidenceHash,"
         "bytes32 manifest, string class, bytes32 offerHash, uint16 service, bytes32 channelId,"
@@ -373,6 +374,62 @@ def receipt_cases() -> list[Json]:
     return cases
 
 
+def chain_cases() -> list[Json]:
+    """Chains of receipts: running hashes, the node's signature, and what travels."""
+    cases = []
+    for name, chain_id, first, total, count in (
+        ("one", 84_532, 1, 0, 1),
+        ("three", 84_532, 41, 10**9, 3),
+        ("total above 64 bits", U64, U64 - 3, 2**64, 2),
+    ):
+        head, places = bytes(32), []
+        for position in range(count):
+            total += 100_000
+            values = receipt(
+                requestId=filled(0x70 + position),
+                evidenceHash=bytes(32),
+                seq=first + position,
+                promptUnits=1,
+                outputUnits=0,
+                chargePico=100_000,
+                chargedTotal=total,
+            )
+            one = digest(typed("Receipt", inferpool(chain_id), values))
+            head = keccak(head + one)
+            short = struct.pack(
+                "<QQQQQQQQQBQH",
+                first + position, 1, 0, 100_000, total % 2**64, total >> 64,
+                values["seed"], values["startedMs"], values["endedMs"], 0, first, position,
+            )  # fmt: skip
+            places.append(
+                {
+                    "receipt": wire(values),
+                    "digest": hexed(one),
+                    "link": hexed(head),
+                    "encoded": text64(short + head),
+                }
+            )
+        signed = {"channelId": filled(0x60), "firstSeq": first, "count": count, "head": head}
+        message = typed("ReceiptChain", inferpool(chain_id), signed)
+        signature = sign(message, NODE_TEXT)
+        proof = struct.pack("<QH", first, count) + bytes.fromhex(signature[2:])
+        following = struct.pack(
+            "<QQQQQQQQQBQH", U64, 0, 0, 0, 0, 0, 0, 5, 5, 0, U64, 0
+        ) + filled(0x77)  # fmt: skip
+        cases.append(
+            {
+                "name": name,
+                "chainId": number(chain_id),
+                "receipts": places,
+                "firstSeq": number(first),
+                "digest": hexed(digest(message)),
+                "signature": signature,
+                "encodedWithProof": text64(following + proof),
+            }
+        )
+    return cases
+
+
 def voucher_cases() -> list[Json]:
     usual = (0x31, 0x32, 0x33, 0x34, 0x35)
     cases = []
@@ -665,6 +722,7 @@ def files() -> dict[str, str]:
         "voucher": {"cases": voucher_cases()},
         "evidence": {"cases": evidence_cases()},
         "evidence_request": {"cases": evidence_request_cases()},
+        "receipt_chain": {"keys": keys, "cases": chain_cases()},
         "receipts_request": {"cases": receipts_request_cases()},
         "lease": {"cases": lease_cases()},
         "price": {"cases": price_cases()},
