@@ -182,7 +182,9 @@ class Gateway:
     async def infer(self, request: HttpRequest, model: str, body: bytes, caller: Caller) -> None:
         """`POST /v2/models/M/infer`: the body passes as it came."""
         length = request.headers.get(headers.INFERENCE_HEADER_LENGTH)
-        errand = relay.tensors(InferRequest.parse(model, body, length), body, length)
+        chained = request.headers.get(headers.RECEIPTS) != headers.SIGNED
+        parsed = InferRequest.parse(model, body, length)
+        errand = relay.tensors(parsed, body, length, chained=chained)
         await request.answer(200, *await relay.run(self, errand, caller))
 
     async def embed(self, request: HttpRequest, body: bytes, caller: Caller) -> None:

@@ -50,12 +50,15 @@ class Errand:
     output_units: int = 0
     seed: int = 0
     timeout_s: float = FIRST_BYTE_TIMEOUT_S
+    chained: bool = True  # unless the client wants a receipt that is signed by itself
 
 
-def tensors(parsed: InferRequest, body: bytes, length: bytes | None) -> Errand:
+def tensors(
+    parsed: InferRequest, body: bytes, length: bytes | None, *, chained: bool = True
+) -> Errand:
     """`POST /v2/models/M/infer`. `length`: of the JSON part, where tensors follow it."""
     extra = [_JSON] if length is None else [(headers.INFERENCE_HEADER_LENGTH, length)]
-    return Errand(parsed.job, "/v2/models/{}/infer".format, lambda _: body, extra)
+    return Errand(parsed.job, "/v2/models/{}/infer".format, lambda _: body, extra, chained=chained)
 
 
 def embeddings(parsed: EmbeddingsRequest) -> Errand:
@@ -138,7 +141,7 @@ async def _fetch(gateway: Gateway, candidate: Candidate, errand: Errand, hold: H
             errand.extra,
             errand.body(model),
             errand.timeout_s,
-            chained=True,
+            chained=errand.chained,
         )
         try:
             async with asyncio.timeout(errand.timeout_s):

@@ -88,7 +88,7 @@ class CrashingWorld(World):
     """A world whose nodes crash at any moment, two in three seconds."""
 
     def __init__(self, seed: int, wire: Wire) -> None:
-        super().__init__(Options(seed=seed, seconds=SECONDS))
+        super().__init__(Options(seed=seed, seconds=SECONDS, window=1 + seed % 2 * 7))
         self._wire, self._moments = wire, Random(seed)
 
     async def _chaos(self, until_s: float) -> None:
@@ -176,7 +176,7 @@ def test_an_honest_node_that_crashes_is_never_caught(seed: int, wire: Wire) -> N
     assert wire.receipts.keys() <= disk  # what has left is durable
     # The world was bad enough to prove something.
     assert wire.crashes >= 5
-    assert len(wire.receipts) >= 60
+    assert len(wire.receipts) >= 40
     assert wire.lost >= 1
     assert {receipt.receipt.offer_hash for receipt in wire.receipts.values()} <= wire.offers.keys()
     assert wire.ways["header"] and wire.ways["SSE"] and wire.ways["page"]  # noqa: PT018

@@ -100,7 +100,11 @@ def test_rows_are_charged_each(pool: Running, client: Any, key: dict[str, str]) 
     answer = httpx.post(
         f"{pool.url()}/v2/models/{SPAM}/infer",
         content=body,
-        headers={**key, "Inference-Header-Content-Length": str(length)},
+        headers={
+            **key,
+            "Inference-Header-Content-Length": str(length),
+            "Inferpool-Receipts": "signed",
+        },
     )
     assert answer.status_code == 200
     signed = SignedReceipt.from_header(answer.headers["inferpool-receipt"].encode())
