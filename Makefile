@@ -7,7 +7,7 @@ RUN := $(BIN)/python -m
 PYTEST := $(RUN) pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check bench recipes docs lock test-browser test-ray test-anvil setup setup-test clean
+.PHONY: help demo up test check bench recipes docs lock test-browser test-ray test-anvil openai-suite setup setup-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -57,6 +57,9 @@ test-ray: setup-test ## tests against Ray Serve (group test-ray)
 
 test-anvil: setup-test ## the chain's tests against anvil (group test-anvil)
 	@sh scripts/anvil.sh
+
+openai-suite: setup ## openai-python's own tests against a pool, with models that invent answers
+	@sh scripts/openai_suite.sh
 
 lock: ## resolve the requirements again (needs uv)
 	@sh scripts/lock.sh

@@ -4,4 +4,6 @@ set -eu
 compile="uv pip compile --quiet --universal --generate-hashes --no-header --extra all --group build pyproject.toml"
 $compile --group test --output-file requirements/test.txt
 $compile --constraint requirements/test.txt --output-file requirements/runtime.txt
+uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
+    --group openai-suite --output-file requirements/openai-suite.txt
 ! grep -nE '^--|https?:' requirements/*.txt

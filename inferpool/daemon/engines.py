@@ -63,11 +63,16 @@ def general_prices(task: Task, config: NodeConfig) -> tuple[str, str]:
 
 
 def _fake(manifest: Manifest, store: Store, config: NodeConfig) -> Any:
-    from inferpool.engines.fake import FakeTensorEngine, FakeTextEngine
+    from inferpool.engines import fake
 
-    if manifest.task == "tensor":
-        return FakeTensorEngine()
-    return FakeTextEngine(slots=config.slots, token_delay_s=0.005)
+    whole = {
+        "tensor": fake.FakeTensorEngine,
+        "embedding": fake.FakeEmbeddingEngine,
+        "image": fake.FakeImageEngine,
+    }
+    if manifest.task in whole:
+        return whole[manifest.task]()
+    return fake.FakeTextEngine(slots=config.slots, token_delay_s=0.005)
 
 
 def _llamacpp(manifest: Manifest, store: Store, config: NodeConfig) -> Any:
@@ -136,6 +141,8 @@ _MAKERS: Final[dict[tuple[str, Task], Callable[[Manifest, Store, NodeConfig], An
     ("fake", Task.CHAT): _fake,
     ("fake", Task.COMPLETION): _fake,
     ("fake", Task.TENSOR): _fake,
+    ("fake", Task.EMBEDDING): _fake,
+    ("fake", Task.IMAGE): _fake,
     ("llamacpp", Task.CHAT): _llamacpp,
     ("llamacpp", Task.COMPLETION): _llamacpp,
     ("onnx", Task.TENSOR): _onnx,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import struct
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final
@@ -15,6 +16,7 @@ from typing import Final
 import orjson
 
 from inferpool.engines.base import (
+    Embeddings,
     FinishReason,
     Phase,
     Progress,
@@ -23,6 +25,7 @@ from inferpool.engines.base import (
     TextCall,
     TextChunk,
 )
+from inferpool.engines.png import grey_png
 from inferpool.engines.slots import Slots
 from inferpool.engines.stop_text import StopText
 from inferpool.engines.tensor_check import check_inputs
@@ -132,16 +135,11 @@ class FakeTextEngine:
             raise Unavailable("the engine was closed", code="engine_failed")
 
 
-class FakeTensorEngine:
-    """A `TensorEngine`: the FP32 sum of each row of four FP32 numbers. `fail`: raise instead."""
+class _Ready:
+    """What the fakes that answer whole have in common."""
 
-    inputs = (TensorSpec("x", "FP32", (-1, _ROW)),)
-    outputs = (TensorSpec("sum", "FP32", (-1, 1)),)
-
-    def __init__(self, engine_class: str = "fake@1/f32/none", *, delay_s: float = 0.0) -> None:
+    def __init__(self, engine_class: str = "fake@1/f32/none") -> None:
         self.engine_class = engine_class
-        self.delay_s = delay_s
-        self.fail = False
         self.up = False
 
     async def start(self) -> None:
@@ -156,10 +154,60 @@ class FakeTensorEngine:
         """Whether a call would be taken now."""
         return self.up
 
-    async def infer(self, inputs: Sequence[Tensor], rows: int) -> list[Tensor]:
-        """Row sums. Raises BadRequest(invalid_tensor), Unavailable."""
+    def _check(self) -> None:
         if not self.up:
             raise Unavailable("the engine is not running", code="engine_unavailable")
+
+
+class FakeEmbeddingEngine(_Ready):
+    """An `EmbeddingEngine`: eight numbers of a text's hash, brought to length 1."""
+
+    dimensions = 8
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """One vector a text. A token is four bytes, and two marks. Raises Unavailable."""
+        self._check()
+        units = sum(2 - (-len(text.encode()) // 4) for text in texts)
+        return Embeddings(tuple(self._vector(text) for text in texts), units)
+
+    def _vector(self, text: str) -> bytes:
+        digest = hashlib.blake2b(text.encode(), digest_size=self.dimensions).digest()
+        numbers = [byte - 127.5 for byte in digest]
+        length = math.hypot(*numbers)
+        return struct.pack(f"<{self.dimensions}f", *(number / length for number in numbers))
+
+
+class FakeImageEngine(_Ready):
+    """An `ImageEngine`: grey noise of the prompt and the seed."""
+
+    slots = 4
+    size = (16, 16)
+
+    async def draw(self, prompt: str, count: int, seed: int) -> list[bytes]:
+        """PNG files; image i is drawn from seed + i. Raises Unavailable."""
+        self._check()
+        return [self._image(prompt, seed + i) for i in range(count)]
+
+    def _image(self, prompt: str, seed: int) -> bytes:
+        width, height = self.size
+        pixels = hashlib.shake_128(f"{seed}/{prompt}".encode()).digest(width * height)
+        return grey_png(width, height, pixels)
+
+
+class FakeTensorEngine(_Ready):
+    """A `TensorEngine`: the FP32 sum of each row of four FP32 numbers. `fail`: raise instead."""
+
+    inputs = (TensorSpec("x", "FP32", (-1, _ROW)),)
+    outputs = (TensorSpec("sum", "FP32", (-1, 1)),)
+
+    def __init__(self, engine_class: str = "fake@1/f32/none", *, delay_s: float = 0.0) -> None:
+        super().__init__(engine_class)
+        self.delay_s = delay_s
+        self.fail = False
+
+    async def infer(self, inputs: Sequence[Tensor], rows: int) -> list[Tensor]:
+        """Row sums. Raises BadRequest(invalid_tensor), Unavailable."""
+        self._check()
         (tensor,) = check_inputs(self.inputs, inputs, rows)
         await asyncio.sleep(self.delay_s)
         if self.fail:

@@ -33,18 +33,19 @@ from inferpool.gateway.router import Candidate, Route, Wanted, choose
 from inferpool.gateway.treasury import Treasury
 from inferpool.payments.budget import Account
 from inferpool.payments.payer_ledger import PayerLedger
-from inferpool.protocol import headers
+from inferpool.protocol import headers, images
+from inferpool.protocol.answers import event
 from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.completion import CompletionRequest
 from inferpool.protocol.embeddings import EmbeddingsRequest
-from inferpool.protocol.errors import BadRequest
+from inferpool.protocol.errors import BadRequest, Unavailable
 from inferpool.protocol.forms import form_of
 from inferpool.protocol.images import ImagesRequest
-from inferpool.protocol.job import Job
+from inferpool.protocol.job import Job, Task
 from inferpool.protocol.offer import Service
 from inferpool.protocol.oip import InferRequest
 from inferpool.protocol.transcription import TranscriptionRequest
-from inferpool.transport.asgi import HttpRequest, stop_task
+from inferpool.transport.asgi import EVENT_STREAM, HttpRequest, stop_task
 
 _LOG = logging.getLogger("inferpool.gateway")
 _SEED_BYTES: Final = 4
@@ -204,9 +205,35 @@ class Gateway:
     async def draw(self, request: HttpRequest, body: bytes, caller: Caller) -> None:
         """`POST /v1/images/generations`."""
         parsed = ImagesRequest.parse(body)
-        errand = relay.images(replace(parsed, seed=self.seed(parsed.seed)))
-        answer = await request.while_here(relay.run(self, errand, caller))
-        await request.answer(200, *answer)
+        model = parsed.model or self._cheapest(Task.IMAGE)
+        seeded = replace(parsed, model=model, seed=self.seed(parsed.seed), stream=False)
+        errand = relay.images(seeded)
+        whole, extra = await request.while_here(relay.run(self, errand, caller))
+        if not parsed.stream:
+            await request.answer(200, whole, extra)
+            return
+        try:
+            found = images.events(whole)
+        except (ValueError, LookupError, TypeError):
+            message = "The node's answer holds no images; its receipt is in the headers."
+            raise Unavailable(message, code="node_failed") from None
+        kept = [item for item in extra if item[0] != b"content-type"]
+        await request.answer(200, b"".join(map(event, found)), [*EVENT_STREAM, *kept])
+
+    def _cheapest(self, task: Task) -> str:
+        """The model to take where a request may name none. Raises BadRequest(model_not_found)."""
+        prices = [
+            (
+                service.price_in_pico_usd_per_unit + service.price_out_pico_usd_per_unit,
+                service.model,
+            )
+            for service, _ in self.models()
+            if service.task is task
+        ]
+        if not prices:
+            message = f"No node offers a model for {task.value} now."
+            raise BadRequest(message, code="model_not_found", param="model")
+        return min(prices)[1]
 
     # -- the steps -------------------------------------------------------------------------------
 

@@ -61,6 +61,8 @@ async def draw(node: Node, request: HttpRequest, body: bytes) -> None:
     parsed = ImagesRequest.parse(body)
     hosted = node.services.find(parsed.model, Task.IMAGE)
     engine: ImageEngine = hosted.engine
+    if parsed.stream:
+        raise BadRequest("A node sends images whole.", code="unsupported_parameter", param="stream")
     own_size = "x".join(map(str, engine.size))
     if parsed.size not in (None, own_size):
         raise BadRequest(f"{parsed.model} draws {own_size} only.", param="size")

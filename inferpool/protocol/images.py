@@ -16,7 +16,7 @@ import orjson
 
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.limits import BODY_IMAGE_MAX, IMAGES_MAX, PROMPT_IMAGE_MAX
-from inferpool.protocol.text import fail, integer, model_name, read_json, refuse_rest, seed_of
+from inferpool.protocol.text import fail, flag, integer, model_name, read_json, refuse_rest, seed_of
 
 # Accepted and without effect here, with the values that mean "as usual".
 NO_OPS: Final[dict[str, tuple[object, ...]]] = {
@@ -26,7 +26,6 @@ NO_OPS: Final[dict[str, tuple[object, ...]]] = {
     "output_format": ("png", None),
     "partial_images": (0, None),
     "quality": ("auto", "standard", None),
-    "stream": (False, None),
     "style": (None,),
 }
 STEPS: Final = 1  # for each image, until a model needs more than one
@@ -35,13 +34,18 @@ _SIZE: Final = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}")
 
 @dataclass(frozen=True, slots=True)
 class ImagesRequest:
-    """A valid request. `size`: "WIDTHxHEIGHT", or None for the model's own."""
+    """A valid request. `size`: "WIDTHxHEIGHT", or None for the model's own.
+
+    `model`: "" where the client leaves it to the gateway, as OpenAI's API allows here alone.
+    `stream`: each image as an event, once it is whole; between client and gateway only.
+    """
 
     model: str
     prompt: str
     images: int = 1
     size: str | None = None
     seed: int | None = None  # 0 to 2**32-1; image i of a request is drawn from seed + i
+    stream: bool = False
 
     @property
     def job(self) -> Job:
@@ -50,7 +54,11 @@ class ImagesRequest:
 
     def encode(self) -> bytes:
         """The body that a gateway sends to a node: every value explicit."""
-        body: dict[str, object] = {"model": self.model, "prompt": self.prompt, "n": self.images}
+        body: dict[str, object] = {"prompt": self.prompt, "n": self.images}
+        if self.model:
+            body["model"] = self.model
+        if self.stream:
+            body["stream"] = True
         if self.size is not None:
             body["size"] = self.size
         if self.seed is not None:
@@ -68,12 +76,14 @@ class ImagesRequest:
                 "unsupported_parameter",
             )
         request = cls(
-            model=model_name(body.pop("model", None)),
+            model="" if body.get("model") is None else model_name(body["model"]),
             prompt=_prompt(body.pop("prompt", None)),
             images=integer(body.pop("n", None), "n", 1, IMAGES_MAX) or 1,
             size=_size(body.pop("size", None)),
             seed=seed_of(body.pop("seed", None)),
+            stream=flag(body.pop("stream", None), "stream"),
         )
+        body.pop("model", None)
         refuse_rest(body, NO_OPS)
         return request
 
@@ -96,3 +106,17 @@ def answer(created_s: int, images: Sequence[bytes]) -> bytes:
     """The body of an answer. `images`: PNG files."""
     data = [{"b64_json": base64.b64encode(image).decode()} for image in images]
     return orjson.dumps({"created": created_s, "data": data, "output_format": "png"})
+
+
+def events(answer: bytes) -> list[dict[str, object]]:
+    """A whole answer as the events of a stream: one for each image, and none before it is whole."""
+    whole = orjson.loads(answer)
+    return [
+        {
+            "type": "image_generation.completed",
+            "b64_json": image["b64_json"],
+            "created_at": whole["created"],
+            "output_format": whole["output_format"],
+        }
+        for image in whole["data"]
+    ]

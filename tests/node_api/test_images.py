@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import struct
 import zlib
 from collections.abc import Iterator
@@ -69,6 +70,28 @@ async def test_openai_python(runner: asyncio.Runner, rig: Rig) -> None:
     assert len(pixels(base64.b64decode(made.data[0].b64_json or ""))) == 128 * 128
 
 
+async def test_a_stream_has_an_event_for_each_image(runner: asyncio.Runner, rig: Rig) -> None:
+    whole = images((await rig.post(PATH, BODY | {"n": 2})).json())
+    before = rig.charged(), rig.spent()
+    answer = await rig.post(PATH, BODY | {"n": 2, "stream": True})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    found = [json.loads(part.removeprefix("data: ")) for part in answer.text.split("\n\n") if part]
+    assert [pixels(base64.b64decode(item["b64_json"])) for item in found] == whole
+    assert {item["type"] for item in found} == {"image_generation.completed"}
+    check_money(rig, rig.services[0][0], receipt_of(answer), before)
+    stream = await rig.openai().images.generate(
+        model="terrain-128", prompt="terrain", stream=True, partial_images=0
+    )
+    assert [event.type async for event in stream] == ["image_generation.completed"]
+
+
+async def test_without_a_model_the_cheapest_one_draws(runner: asyncio.Runner, rig: Rig) -> None:
+    """OpenAI's API lets a request for images name none."""
+    named = images((await rig.post(PATH, BODY)).json())
+    unnamed = {name: value for name, value in BODY.items() if name != "model"}
+    assert images((await rig.post(PATH, unnamed)).json()) == named
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [
@@ -84,7 +107,8 @@ async def test_openai_python(runner: asyncio.Runner, rig: Rig) -> None:
         ({"quality": "hd"}, "quality"),
         ({"style": "vivid"}, "style"),
         ({"background": "transparent"}, "background"),
-        ({"stream": True}, "stream"),
+        ({"stream": True, "partial_images": 2}, "partial_images"),
+        ({"stream": "yes"}, "stream"),
     ],
 )
 async def test_refused_by_name(
