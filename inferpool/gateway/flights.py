@@ -89,6 +89,7 @@ class Flights:
     changed: Callable[[KnownNode], None] = lambda node: None  # its memory
     active: dict[bytes, Flight] = field(default_factory=dict)
     unresolved: dict[bytes, Flight] = field(default_factory=dict)
+    serving: set[str] = field(default_factory=set)  # client requests that are not answered yet
 
     def pending(self, client_id: str) -> bool:
         """Whether an attempt of a client's request may still be charged."""

@@ -71,6 +71,11 @@ class Hold:
     manifest: bytes = b""  # of the node that serves it
     choices: int = 0  # made for it so far
 
+    def covers_too(self, candidate: Candidate) -> bool:
+        """Whether the budget covers this candidate beside the one that is tried."""
+        key = self.client_id.encode()
+        return self.caller.account.hold_more(key, max(1, candidate.maximum_pico_usd))
+
     def covers(self, candidate: Candidate) -> bool:
         """Whether the budget covers this candidate's maximum too; reserves what is missing."""
         more = candidate.maximum_pico_usd - self.most_pico_usd
@@ -186,11 +191,12 @@ class Gateway:
         chained = request.headers.get(headers.RECEIPTS) != headers.SIGNED
         parsed = InferRequest.parse(model, body, length)
         errand = relay.tensors(parsed, body, length, chained=chained)
+        errand = relay.hedged(errand, request.headers)
         await request.answer(200, *await relay.run(self, errand, caller))
 
     async def embed(self, request: HttpRequest, body: bytes, caller: Caller) -> None:
         """`POST /v1/embeddings`."""
-        errand = relay.embeddings(EmbeddingsRequest.parse(body))
+        errand = relay.hedged(relay.embeddings(EmbeddingsRequest.parse(body)), request.headers)
         answer = await request.while_here(relay.run(self, errand, caller))
         await request.answer(200, *answer)
 
@@ -262,9 +268,11 @@ class Gateway:
         caller.account.hold(client_id.encode(), most)
         hold = Hold(client_id, caller, covered, most)
         self.note(hold, route)
+        self.flights.serving.add(client_id)
         try:
             yield hold
         finally:
+            self.flights.serving.discard(client_id)
             if hold.complete or not self.flights.pending(client_id):
                 caller.account.release(client_id.encode())
 

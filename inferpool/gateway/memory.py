@@ -20,6 +20,8 @@ SLOW_HALF_MS: Final = 3_600_000
 STRAIN_MAX: Final = 100.0
 LINE_WEIGHT_MAX: Final = 50.0  # calls that a line remembers
 LINE_CALLS: Final = 4  # before which a line says nothing about strain
+LATE_UNKNOWN: Final = 3.0
+LATE_STEP: Final = 0.2  # a quantile is followed by unequal steps, up and down
 LEASE_WEIGHT: Final = 2.0  # calls that the node's own word counts for
 UNKNOWN_FIRST_MS: Final = 200
 CLASSES_MAX: Final = 128  # of calls at one node: services x tasks, the latest used
@@ -80,11 +82,14 @@ class Latency:
     out_us: float = 0.0
     strain: float = 1.0
     at_ms: int = 0
+    late: float = LATE_UNKNOWN  # 95 of 100 calls take at most this times the line
 
     def observe(self, units_in: int, first_ms: float, now_ms: int) -> None:
         """The first unit of a call came after `first_ms`."""
         expected = self._line(units_in) if self.weight >= LINE_CALLS else first_ms
         ratio = min(STRAIN_MAX, first_ms / max(1.0, expected))
+        self.late += LATE_STEP * self.late * (0.95 if ratio > self.late else -0.05)
+        self.late = max(1.0, self.late)
         self.strain = self._strain(now_ms)
         self.strain += (0.5 if ratio > self.strain else 0.2) * (ratio - self.strain)
         self.at_ms = now_ms

@@ -224,11 +224,13 @@ class Reconciler:
         record.ended_ms = record.ended_ms or self.clock.now_ms()
         key_hash, account = self._account(record.account)
         if account is not None:
-            # Where the client's bill is final, another node finished the answer: our own cost.
-            client = record.client_request_id.encode()
-            if late is None or client in account.held:
-                record.billed_pico_usd = receipt.charge_pico_usd
-                account.spend(client, record.billed_pico_usd)
+            # While the client is served, and once its bill is final, another node's answer is what
+            # it pays for: this one is our own cost. It never pays more than what was held.
+            client = record.client_request_id
+            held = account.held.get(client.encode(), 0) if late else receipt.charge_pico_usd
+            if client not in self.flights.serving and held:
+                record.billed_pico_usd = min(held, receipt.charge_pico_usd)
+                account.spend(client.encode(), record.billed_pico_usd)
             self._release(record)
         self.ledger.save_attempt(record, channel, key_hash)
 

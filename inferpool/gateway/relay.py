@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,13 @@ from inferpool.payments.checks import ReceiptInvalid
 from inferpool.protocol import headers
 from inferpool.protocol.embeddings import EmbeddingsRequest
 from inferpool.protocol.encoding import sha256, to_hex
-from inferpool.protocol.errors import InferpoolError, PaymentRequired, Refused, Unavailable
+from inferpool.protocol.errors import (
+    BadRequest,
+    InferpoolError,
+    PaymentRequired,
+    Refused,
+    Unavailable,
+)
 from inferpool.protocol.images import STEPS, ImagesRequest
 from inferpool.protocol.job import Job
 from inferpool.protocol.limits import ANSWER_MAX, ATTEMPTS_MAX, FIRST_BYTE_TIMEOUT_S
@@ -33,6 +40,7 @@ from inferpool.transport.base import AnswerTimeout, Response
 
 _LOG = logging.getLogger("inferpool.gateway")
 _JSON: Final = (b"content-type", b"application/json")
+HEDGE_LEAST_MS: Final = 10  # below it a second request costs more than it saves
 _KEPT: Final = (b"content-type", headers.INFERENCE_HEADER_LENGTH)
 
 HeaderList = list[tuple[bytes, bytes]]
@@ -51,6 +59,7 @@ class Errand:
     seed: int = 0
     timeout_s: float = FIRST_BYTE_TIMEOUT_S
     chained: bool = True  # unless the client wants a receipt that is signed by itself
+    hedge: bool = False
 
 
 def tensors(
@@ -95,6 +104,14 @@ def images(parsed: ImagesRequest) -> Errand:
     )
 
 
+def hedged(errand: Errand, sent: Mapping[bytes, bytes]) -> Errand:
+    """The errand, with the caller's leave to ask a second node if it gave it. Raises BadRequest."""
+    value = sent.get(headers.HEDGE, b"0")
+    if value not in (b"0", b"1"):
+        raise BadRequest("The header Inferpool-Hedge is 1 or 0.", param="inferpool-hedge")
+    return replace(errand, hedge=value == b"1")
+
+
 async def run(
     gateway: Gateway, errand: Errand, caller: Caller, only: Route | None = None
 ) -> Answer:
@@ -102,10 +119,14 @@ async def run(
     route = only or gateway.choose(errand.job, caller.account.free_pico_usd)
     last: InferpoolError = Unavailable("No node was tried.", code="no_node")
     with gateway.hold(caller, route) as hold:
-        for candidate in hold.candidates[:ATTEMPTS_MAX]:
+        left = deque(hold.candidates[:ATTEMPTS_MAX])
+        while left:
+            candidate = left.popleft()
             if not hold.covers(candidate):
                 continue
             try:
+                if errand.hedge and left:
+                    return await _first_of_two(gateway, candidate, left, errand, hold)
                 answer = await _try(gateway, candidate, errand, hold)
             except RETRIED as error:
                 _LOG.warning("%s: attempt failed: %s", hold.client_id, error.message)
@@ -116,6 +137,34 @@ async def run(
         if isinstance(last, PaymentRequired):
             last = Unavailable(f"No node took our payment: {last.message}", code="no_node")
         raise last
+
+
+async def _first_of_two(
+    gateway: Gateway, candidate: Candidate, left: deque[Candidate], errand: Errand, hold: Hold
+) -> Answer:
+    """The node's answer, or that of a second one which is asked when the first is late.
+
+    The second takes its place in the order and in the budget. The loser is cancelled; what it
+    charges all the same is the client's, who wanted it so: its hold stays until that is known.
+    Raises what failed last, when both did.
+    """
+    asked = [asyncio.create_task(_try(gateway, candidate, errand, hold))]
+    try:
+        await asyncio.wait(asked, timeout=max(HEDGE_LEAST_MS, candidate.late_ms) / 1000)
+        if not asked[0].done() and left and hold.covers_too(left[0]):
+            asked.append(asyncio.create_task(_try(gateway, left.popleft(), errand, hold)))
+        running = set(asked)
+        while running:
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            won = [task for task in done if task.exception() is None]
+            if won:
+                hold.complete = len(asked) == 1
+                return won[0].result()
+        return asked[-1].result()
+    finally:
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
 
 
 async def _try(gateway: Gateway, candidate: Candidate, errand: Errand, hold: Hold) -> Answer:

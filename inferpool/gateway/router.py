@@ -52,6 +52,7 @@ class Candidate:
     maximum_pico_usd: int
     first_ms: int  # expected, with the queue
     whole_ms: int
+    late_ms: int  # 95 of 100 such calls are over by then
     wait_ms: int  # the queue's part
     warm_units: int  # of the prompt that it knows
     in_flight: int
@@ -75,6 +76,7 @@ class Candidate:
             "maximum_pico_usd": self.maximum_pico_usd,
             "first_ms": self.first_ms,
             "whole_ms": self.whole_ms,
+            "late_ms": self.late_ms,
             "wait_ms": self.wait_ms,
             "warm_units": self.warm_units,
             "in_flight": self.in_flight,
@@ -306,6 +308,7 @@ class _Choice:
             self._maxima[node.address],
             int(first_ms),
             int(whole_ms),
+            int(whole_ms * line.late),
             int(wait_ms),
             warm,
             node.in_flight,

@@ -19,6 +19,7 @@ _HEADERS = (
     (b"authorization", b"Bearer " + API_KEY.encode()),
     (b"content-type", b"application/json"),
 )
+_HEDGE = ((b"inferpool-hedge", b"1"),)
 _TIMEOUT_S = 120.0
 
 
@@ -54,9 +55,9 @@ class Client:
             return await self._leave()
         return await self._chat()
 
-    async def _send(self, path: str, body: dict[str, object]) -> Response:
-        pipe = self.gateway.transport()
-        return await pipe.request("POST", path, _HEADERS, orjson.dumps(body), timeout_s=_TIMEOUT_S)
+    async def _send(self, path: str, body: dict[str, object], *, hedge: bool = False) -> Response:
+        pipe, headers = self.gateway.transport(), (*_HEADERS, *_HEDGE[:hedge])
+        return await pipe.request("POST", path, headers, orjson.dumps(body), timeout_s=_TIMEOUT_S)
 
     def _chat_body(self) -> tuple[str, dict[str, object]]:
         text = f"say {self.random.randrange(1000)}"
@@ -132,7 +133,9 @@ class Client:
         rows = self.random.randint(1, 8)
         data = [float(self.random.randrange(100)) for _ in range(4 * rows)]
         tensor = {"name": "x", "shape": [rows, 4], "datatype": "FP32", "data": data}
-        response = await self._send("/v2/models/fake-tensor/infer", {"inputs": [tensor]})
+        hedge = self.random.random() < 0.5
+        body: dict[str, object] = {"inputs": [tensor]}
+        response = await self._send("/v2/models/fake-tensor/infer", body, hedge=hedge)
         try:
             if response.status != 200:
                 return await _error_code(response)
