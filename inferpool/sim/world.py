@@ -177,6 +177,7 @@ class World:
     async def _rest(self, clients: list[Client]) -> None:
         for gateway in self._gateways:
             await self._ask(gateway)
+        await asyncio.sleep(1.0)  # what was booked last is on disk
         self._check()
         invariants.check_agreed(self._gateways, self._nodes.values())
         await self._claim()
