@@ -26,6 +26,8 @@ class ChainConfig:
     """`[chain]`: where money is."""
 
     url: str = ""  # JSON-RPC of any EVM chain; empty: the embedded development chain
+    stand_ins: tuple[str, ...] = ()  # more URLs of that chain, asked where the first is silent
+    finality_blocks: int = 12  # depth at which money counts; on a development chain at once
     port: int = 8422  # of the embedded chain; 0: a free one
     registry: str = ""  # address of the registry; empty: the development chain's
     asset: str = ""  # address of the payable token; empty: the development chain's test dollar

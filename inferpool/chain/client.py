@@ -8,11 +8,12 @@ fight over its nonces, and lose time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from inferpool.chain import cases
 from inferpool.chain.abi import contract, encode
-from inferpool.chain.addresses import DEV_REGISTRY_ADDRESS, MULTICALL3_ADDRESS
+from inferpool.chain.addresses import DEV_CHAIN_ID, DEV_REGISTRY_ADDRESS, MULTICALL3_ADDRESS
 from inferpool.chain.authorization import binding_digest, claim_batch_digest, refund_digest
 from inferpool.chain.base import (
     ChannelState,
@@ -21,7 +22,7 @@ from inferpool.chain.base import (
     Registration,
     TransactionReceipt,
 )
-from inferpool.chain.events import EventReader
+from inferpool.chain.events import REORG_DEPTH, EventReader
 from inferpool.chain.rpc import Post, Rpc, RpcRefused, post_by_urllib, unavailable
 from inferpool.chain.sender import RECEIPT_TIMEOUT_S, Sender
 from inferpool.identity.signing import Key
@@ -53,29 +54,48 @@ class EvmChain:
         authorizer: Key | None = None,
         registry: bytes = DEV_REGISTRY_ADDRESS,
         receipt_timeout_s: float = RECEIPT_TIMEOUT_S,
+        finality_blocks: int = 0,
     ) -> None:
+        assert finality_blocks >= 0, "a depth is never negative"
         self.rpc = rpc
         self.chain_id = chain_id
         self.registry = registry
+        self.finality_blocks = finality_blocks
         self._authorizer = authorizer
         self._receipt_timeout_s = receipt_timeout_s
-        self._sender = Sender(rpc, sender, chain_id, receipt_timeout_s) if sender else None
-        self._events = EventReader(rpc, registry)
+        self._sender = (
+            Sender(rpc, sender, chain_id, receipt_timeout_s, confirmations=finality_blocks)
+            if sender
+            else None
+        )
+        self._events = EventReader(rpc, registry, max(REORG_DEPTH, finality_blocks))
 
     @classmethod
     async def connect(
         cls,
-        url: str,
+        urls: str | Sequence[str],
         *,
         sender: Key | None = None,
         authorizer: Key | None = None,
         registry: bytes = DEV_REGISTRY_ADDRESS,
         post: Post = post_by_urllib,
+        finality_blocks: int = 0,
     ) -> EvmChain:
-        """Ask a URL for its chain id. Raises Unavailable, and ValueError for a strange URL."""
-        rpc = Rpc(url, post)
+        """Ask for the chain's id. Several URLs stand in for each other; what counts must lie
+        `finality_blocks` deep, where the chain is no development chain.
+
+        Raises Unavailable, and ValueError for a strange URL.
+        """
+        rpc = Rpc(urls, post)
         chain_id = int(await rpc.call("eth_chainId"), 16)
-        return cls(rpc, chain_id, sender=sender, authorizer=authorizer, registry=registry)
+        return cls(
+            rpc,
+            chain_id,
+            sender=sender,
+            authorizer=authorizer,
+            registry=registry,
+            finality_blocks=0 if chain_id == DEV_CHAIN_ID else finality_blocks,
+        )
 
     def with_sender(self, sender: Key, authorizer: Key | None = None) -> EvmChain:
         """The same chain for another sender."""
@@ -86,6 +106,7 @@ class EvmChain:
             authorizer=authorizer,
             registry=self.registry,
             receipt_timeout_s=self._receipt_timeout_s,
+            finality_blocks=self.finality_blocks,
         )
 
     # -- reading
@@ -96,12 +117,22 @@ class EvmChain:
         return int(block["timestamp"], 16)
 
     async def channel(self, channel_id: bytes) -> ChannelState:
-        """One channel's state, its three parts read from one block."""
+        """One channel's state. What favours its reader is believed once it is final, what does not
+        at once: the balance is the lower one of now and `finality_blocks` ago."""
+        state = await self._channel_at(channel_id, "latest")
+        if not self.finality_blocks or not state.balance:
+            return state
+        head = int(await self.rpc.call("eth_blockNumber"), 16)
+        final = await self._channel_at(channel_id, hex(max(0, head - self.finality_blocks)))
+        return replace(state, balance=min(state.balance, final.balance))
+
+    async def _channel_at(self, channel_id: bytes, block: str) -> ChannelState:
+        """The state in one block, its three parts in one call."""
         names = ("channels", "pendingWithdrawals", "refundNonce")
         calls = [(CHANNELS_ADDRESS, _SETTLEMENT.call(name, channel_id)) for name in names]
         data = _MULTICALL.call("tryAggregate", True, calls)
         (answers,) = _MULTICALL.functions["tryAggregate"].result(
-            await self._read(MULTICALL3_ADDRESS, data)
+            await self._read(MULTICALL3_ADDRESS, data, block)
         )
         (balance, claimed), (amount, started_s), (nonce,) = (
             _SETTLEMENT.functions[name].result(answer)
@@ -269,8 +300,8 @@ class EvmChain:
 
     # -- inside
 
-    async def _read(self, to: bytes, data: bytes) -> bytes:
-        answer = await self.rpc.call("eth_call", {"to": to_hex(to), "data": to_hex(data)}, "latest")
+    async def _read(self, to: bytes, data: bytes, block: str = "latest") -> bytes:
+        answer = await self.rpc.call("eth_call", {"to": to_hex(to), "data": to_hex(data)}, block)
         if answer == "0x":
             raise RpcRefused(f"no contract at {to_hex(to)}; is this the right chain?", 3)
         try:

@@ -14,7 +14,7 @@ from inferpool.protocol.encoding import from_hex, to_hex
 from inferpool.protocol.errors import Unavailable
 from inferpool.protocol.voucher import CHANNELS_ADDRESS
 
-REORG_DEPTH: Final = 12  # blocks that are read again: deeper reorgs are not of this world's L2s
+REORG_DEPTH: Final = 12  # blocks that are read again at least, whatever is held to be final
 _RANGE_WORDS: Final = ("more than", "range", "limit", "too many", "exceed")
 _CREATED: Final = contract("BatchSettlement").events["ChannelCreated"]
 _INITIATED: Final = contract("BatchSettlement").events["WithdrawInitiated"]
@@ -34,8 +34,9 @@ class _Cursor:
 class EventReader:
     """Events of the settlement contract and of one registry."""
 
-    def __init__(self, rpc: Rpc, registry: bytes) -> None:
+    def __init__(self, rpc: Rpc, registry: bytes, depth: int = REORG_DEPTH) -> None:
         self._rpc = rpc
+        self._depth = depth  # blocks that are read again
         self._registry = registry
         self._registry_events = events_by_topic("Registry")
         self._cursor = _Cursor()
@@ -49,7 +50,7 @@ class EventReader:
         channel_ids = list(dict.fromkeys(from_hex(log["topics"][1], 32) for log in logs))
         await self._learn_receivers(channel_ids, head)
         found = [each for each in channel_ids if self._receivers.get(each) == receiver]
-        return found, max(since_block, head + 1 - REORG_DEPTH)
+        return found, max(since_block, head + 1 - self._depth)
 
     async def registrations(self) -> list[Registration]:
         """See `EvmChain.registrations`. A cursor whose block has another hash was reorganised

@@ -2,11 +2,16 @@
 
 The pipe is one callable, `post(url, body) -> body`, so that another transport can be plugged in.
 What the network did wrong is `Unavailable`; what the chain refused is `RpcRefused`.
+
+Several URLs of one chain stand in for each other: a read that one does not answer goes to the next
+at once. A transaction does not: whoever sends it must know that a server may have taken it, so it
+gets `Unavailable`, and its next try goes to the next URL.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,10 +24,12 @@ from inferpool.chain.abi import revert_reason
 from inferpool.protocol.errors import Refused, Unavailable
 
 Post = Callable[[str, bytes], Awaitable[bytes]]
+_LOG = logging.getLogger("inferpool.chain")
 
 TIMEOUT_S: Final = 10.0
 ANSWER_BYTES_MAX: Final = 32 * 2**20  # 10,000 logs of 1 kB, three times over
 _REVERTED: Final = 3
+_SENDING: Final = ("eth_sendRawTransaction",)
 _BUSY: Final = (-32005, -32603, 429)  # limit exceeded, internal error: the node's own trouble
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
@@ -67,14 +74,21 @@ def _post(url: str, body: bytes) -> bytes:
 
 
 class Rpc:
-    """One chain's JSON-RPC URL (http or https)."""
+    """One chain's JSON-RPC (http or https), at one URL or at several that stand in for it."""
 
-    def __init__(self, url: str, post: Post = post_by_urllib) -> None:
-        if urlsplit(url).scheme not in ("http", "https"):
+    def __init__(self, urls: str | Sequence[str], post: Post = post_by_urllib) -> None:
+        self._urls = (urls,) if isinstance(urls, str) else tuple(urls)
+        if not self._urls or any(urlsplit(u).scheme not in ("http", "https") for u in self._urls):
             raise ValueError("a chain's URL starts with http:// or https://")
-        self.url = url
         self._post = post
         self._last_id = 0
+        self._current = 0  # the URL that answered last
+        self._checked: dict[str, str] = {}  # URL -> the chain id that it gave
+
+    @property
+    def url(self) -> str:
+        """The URL that is asked now."""
+        return self._urls[self._current]
 
     async def call(self, method: str, *parameters: object) -> Any:
         """One request's result. Raises RpcRefused or Unavailable."""
@@ -88,8 +102,9 @@ class Rpc:
             bodies.append(
                 {"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": parameters}
             )
-        payload = bodies[0] if len(bodies) == 1 else bodies
-        answer = await self._exchange(orjson.dumps(payload))
+        payload = orjson.dumps(bodies[0] if len(bodies) == 1 else bodies)
+        is_sent = any(method in _SENDING for method, _ in requests)
+        answer = await self._ask(payload, is_sent)
         answers = [answer] if isinstance(answer, dict) else answer
         if not isinstance(answers, list):
             raise unavailable("the chain's answer is no JSON-RPC")
@@ -97,13 +112,61 @@ class Rpc:
         # An error without an id answers the whole body.
         return [_result(by_id.get(body["id"], by_id.get(None))) for body in bodies]
 
-    async def _exchange(self, body: bytes) -> Any:
+    async def _ask(self, payload: bytes, is_sent: bool) -> Any:
+        """The answer of the first URL that gives one, from the one that answered last."""
+        tries = 1 if is_sent else len(self._urls)
+        while True:
+            url, tries = self.url, tries - 1
+            try:
+                await self._check_chain(url)
+                answer = await self._exchange(url, payload)
+            except Unavailable as error:
+                self._leave(url, error.message)
+                if not tries:
+                    raise
+                continue
+            if _busy(answer):
+                self._leave(url, "busy")
+                if tries:
+                    continue
+            return answer
+
+    def _leave(self, url: str, why: str) -> None:
+        """Go on with the next URL, unless another call has done so already."""
+        if self.url == url and len(self._urls) > 1:
+            self._current = (self._current + 1) % len(self._urls)
+            _LOG.warning("%s: %s; going on with %s", url, why, self.url)
+
+    async def _check_chain(self, url: str) -> None:
+        """Believe a stand-in only where it is of the chain that the first answer named."""
+        if len(self._urls) == 1 or url in self._checked:
+            return
+        self._last_id += 1
+        request = {"jsonrpc": "2.0", "id": self._last_id, "method": "eth_chainId", "params": []}
+        answer = await self._exchange(url, orjson.dumps(request))
+        found = str(_result(answer))
+        if any(found != other for other in self._checked.values()):
+            raise unavailable(f"another chain: {found[:80]}")
+        self._checked[url] = found
+
+    async def _exchange(self, url: str, body: bytes) -> Any:
         try:
-            return orjson.loads(await self._post(self.url, body))
+            return orjson.loads(await self._post(url, body))
         except (OSError, TimeoutError) as error:
             raise unavailable(f"the chain does not answer: {error}") from error
         except orjson.JSONDecodeError:
             raise unavailable("the chain's answer is not JSON") from None
+
+
+def _busy(answer: Any) -> bool:
+    """Whether a single answer, or the first of several, says that the server has trouble."""
+    first = answer[0] if isinstance(answer, list) and answer else answer
+    error = first.get("error") if isinstance(first, dict) else None
+    return (
+        isinstance(error, dict)
+        and error.get("code") in _BUSY
+        and not _revert_data(error.get("data"))
+    )
 
 
 def _result(answer: Any) -> Any:

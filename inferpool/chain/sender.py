@@ -1,14 +1,16 @@
 """Sending transactions of one key: nonces, fees, broadcasting, waiting.
 
-The rule that keeps money safe: a transaction is signed once for its nonce, and when nobody knows
-whether it arrived, the same bytes are sent again. Two different transactions with one intent could
-both be mined; the same bytes cannot.
+The rule that keeps money safe: an intent has one nonce. When nobody knows whether a transaction
+arrived, the same bytes are sent again; one that stays out of the blocks is replaced by one of the
+same nonce and higher fees. Of one nonce one transaction is mined, so nothing happens twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from inferpool.chain.abi import Json
@@ -20,9 +22,13 @@ from inferpool.protocol.eip712 import keccak256
 from inferpool.protocol.encoding import from_hex, to_hex
 from inferpool.protocol.errors import Refused, Unavailable
 
+_LOG = logging.getLogger("inferpool.chain")
 GAS_MARGIN_PERCENT: Final = 120  # of the estimate: state may move between estimate and block
 TIP_MIN_WEI: Final = 1
-RECEIPT_TIMEOUT_S: Final = 60.0
+RECEIPT_TIMEOUT_S: Final = 180.0
+BUMP_AFTER_S: Final = 30.0  # a few blocks: fees above the base fee are mined in the next ones
+BUMP_PERCENT: Final = 125  # pools take a replacement from 110 % on
+BUMPS_MAX: Final = 5  # 3 times the first fee at most
 _POLL_FIRST_S: Final = 0.02
 _POLL_LAST_S: Final = 1.0
 _ATTEMPTS: Final = 3
@@ -42,24 +48,33 @@ class Sender:
     """One key on one chain. Sends are serialised; waiting for receipts is not."""
 
     def __init__(
-        self, rpc: Rpc, key: Key, chain_id: int, receipt_timeout_s: float = RECEIPT_TIMEOUT_S
+        self,
+        rpc: Rpc,
+        key: Key,
+        chain_id: int,
+        receipt_timeout_s: float = RECEIPT_TIMEOUT_S,
+        *,
+        bump_after_s: float = BUMP_AFTER_S,
+        confirmations: int = 0,
     ) -> None:
         self.key = key
         self._rpc = rpc
         self._chain_id = chain_id
-        self._receipt_timeout_s = receipt_timeout_s
+        self._receipt_timeout_s, self._bump_after_s = receipt_timeout_s, bump_after_s
+        self._confirmations = confirmations  # blocks on top of a transaction's before it counts
         self._lock = asyncio.Lock()
         self._next_nonce = 0  # at least; the chain knows more
 
     async def send(self, to: bytes | None, data: bytes) -> tuple[TransactionReceipt, Json]:
-        """Send a transaction and wait until it is mined; our receipt and the chain's own.
+        """Send a transaction and wait until it is mined, and as many blocks more as it takes to
+        count; our receipt and the chain's own.
 
         Raises Refused(chain_reverted) with the contract's reason, Unavailable(chain_unavailable)
         where the chain is silent: then the transaction may still be mined later.
         """
         async with self._lock:
-            raw = await self._broadcast(to, data)
-        receipt = await self._wait(raw)
+            sent = await self._broadcast(to, data)
+        receipt = await self._wait(sent)
         if int(receipt["status"], 16) != 1:
             raise Refused(await self._reason(to, data, receipt), code="chain_reverted")
         gas_used = int(receipt["gasUsed"], 16)
@@ -71,8 +86,8 @@ class Sender:
         )
         return mined, receipt
 
-    async def _broadcast(self, to: bytes | None, data: bytes) -> bytes:
-        """Sign and hand over; the signed bytes. Holds the lock, so nonces have no gaps."""
+    async def _broadcast(self, to: bytes | None, data: bytes) -> Transaction:
+        """Sign and hand over. Holds the lock, so nonces have no gaps."""
         for _ in range(_ATTEMPTS):
             transaction = await self._fill(to, data)
             raw = sign_transaction(transaction, self.key)
@@ -86,7 +101,7 @@ class Sender:
                     continue
                 raise
             self._next_nonce = transaction.nonce + 1
-            return raw
+            return transaction
         raise unavailable("another sender keeps taking this key's nonces")
 
     async def _fill(self, to: bytes | None, data: bytes) -> Transaction:
@@ -134,22 +149,69 @@ class Sender:
                     raise
                 await asyncio.sleep(_POLL_FIRST_S * 2**attempt)
 
-    async def _wait(self, raw: bytes) -> Json:
-        """The receipt of signed bytes. Raises Unavailable after the time-out."""
-        hash_ = to_hex(keccak256(raw))
-        pause_s = _POLL_FIRST_S
-        deadline_s = asyncio.get_running_loop().time() + self._receipt_timeout_s
+    async def _wait(self, sent: Transaction) -> Json:
+        """The receipt of a transaction, or of the one that replaced it, once it counts.
+
+        A receipt that a reorganisation takes back is waited for anew. Raises Unavailable after
+        the time-out.
+        """
+        now_s = asyncio.get_running_loop().time
+        pause_s, deadline_s = _POLL_FIRST_S, now_s() + self._receipt_timeout_s
+        hashes, bump_at_s = [_hash(sent, self.key)], now_s() + self._bump_after_s
         while True:
-            try:
-                receipt: Json | None = await self._rpc.call("eth_getTransactionReceipt", hash_)
-            except Unavailable:
-                receipt = None  # a silent chain is asked again until the deadline
-            if receipt is not None:
+            receipt = await self._mined(hashes)
+            if receipt is not None and await self._counts(receipt):
                 return receipt
-            if asyncio.get_running_loop().time() >= deadline_s:
-                raise unavailable(f"no receipt of {hash_} after {self._receipt_timeout_s:g} s")
+            if now_s() >= deadline_s:
+                raise unavailable(f"no receipt of {hashes[0]} after {self._receipt_timeout_s:g} s")
+            if receipt is None and now_s() >= bump_at_s and len(hashes) <= BUMPS_MAX:
+                sent = await self._bump(sent)
+                hashes.append(_hash(sent, self.key))
+                bump_at_s = now_s() + self._bump_after_s
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_LAST_S)
+
+    async def _mined(self, hashes: Sequence[str]) -> Json | None:
+        """The receipt of whichever was mined. A silent chain has none, and is asked again."""
+        try:
+            found = await self._rpc.batch([("eth_getTransactionReceipt", [h]) for h in hashes])
+        except Unavailable:
+            return None
+        return next((receipt for receipt in found if receipt is not None), None)
+
+    async def _counts(self, receipt: Json) -> bool:
+        """Whether enough blocks lie on top of a receipt's."""
+        if not self._confirmations:
+            return True
+        try:
+            head = int(await self._rpc.call("eth_blockNumber"), 16)
+        except Unavailable:
+            return False
+        return head >= int(receipt["blockNumber"], 16) + self._confirmations
+
+    async def _bump(self, stuck: Transaction) -> Transaction:
+        """Replace a transaction by one of the same nonce that pays more."""
+        try:
+            market = fees_from_history(
+                await self._rpc.call("eth_feeHistory", "0x4", "latest", [50])
+            )
+            dearer = replace(
+                stuck,
+                max_fee_wei=max(market.max_fee, _more(stuck.max_fee_wei)),
+                max_priority_fee_wei=max(
+                    market.max_priority_fee, _more(stuck.max_priority_fee_wei)
+                ),
+            )
+            _LOG.warning("nonce %d waits: now at %d wei", dearer.nonce, dearer.max_fee_wei)
+            await self._rpc.call(
+                "eth_sendRawTransaction", to_hex(sign_transaction(dearer, self.key))
+            )
+        except Unavailable:
+            return stuck
+        except RpcRefused as refusal:
+            # "Nonce too low": one of ours was mined in between. Whatever it is, the receipts tell.
+            _LOG.info("no replacement: %s", refusal.message)
+        return dearer
 
     async def _is_ours(self, refusal: RpcRefused, raw: bytes) -> bool:
         """Whether a refusal says that these bytes have arrived before."""
@@ -175,6 +237,15 @@ class Sender:
 
 def _says(refusal: RpcRefused, words: tuple[str, ...]) -> bool:
     return any(each in refusal.message.lower() for each in words)
+
+
+def _hash(transaction: Transaction, key: Key) -> str:
+    """A transaction's hash: signatures are deterministic."""
+    return to_hex(keccak256(sign_transaction(transaction, key)))
+
+
+def _more(fee_wei: int) -> int:
+    return -(-fee_wei * BUMP_PERCENT // 100)
 
 
 def fees_from_history(history: Json) -> Fees:

@@ -40,7 +40,13 @@ async def open_chain(
     registry = registry_of(config)
     url = chain_url(config, home)
     try:
-        chain = await EvmChain.connect(url, sender=sender, authorizer=authorizer, registry=registry)
+        chain = await EvmChain.connect(
+            (url, *config.stand_ins),
+            sender=sender,
+            authorizer=authorizer,
+            registry=registry,
+            finality_blocks=config.finality_blocks,
+        )
     except Unavailable as error:
         raise Unavailable(f"{url}: {error.message}", code=error.code) from error
     if is_embedded(config) and chain.chain_id != DEV_CHAIN_ID:
