@@ -83,7 +83,7 @@ class GatewayConfig:
     grpc_port: int = 0  # of the Open Inference Protocol over gRPC; 0: not served
     open: bool = False  # let callers on this machine in without a key
     nodes: tuple[str, ...] = ()  # URLs to ask beside the registry
-    allow_private: bool = True  # nodes at private addresses, as on this machine
+    allow_private: bool = False  # call private addresses; left alone: as long as `host` is loopback
     deposit_base_units: int = 2_000_000
     cap_per_node_base_units: int = 10_000_000
     cap_total_base_units: int = 100_000_000

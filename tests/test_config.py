@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from inferpool.chain.memory import MemoryChain
+from inferpool.clock import SystemClock
 from inferpool.config import SECTIONS, Config, load
+from inferpool.daemon.gateway import directory_of
 from inferpool.protocol.errors import Refused
+from inferpool.transport.base import ConnectFailed
 
 
 def file(folder: Path, text: str) -> Path:
@@ -139,3 +144,34 @@ def test_a_file_that_is_not_toml_is_named(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(data)
     assert str(path) in refusal(path, {}).message
+
+
+@pytest.mark.parametrize(
+    ("flags", "private"),
+    [
+        ({}, True),
+        ({"gateway.host": "::1"}, True),
+        ({"gateway.host": "0.0.0.0"}, False),
+        ({"gateway.host": "127.0.0.2"}, False),
+        ({"gateway.endpoint": "https://gateway.example"}, False),
+        ({"gateway.host": "0.0.0.0", "gateway.allow_private": True}, True),
+        ({"gateway.allow_private": False}, False),
+    ],
+    ids=repr,
+)
+def test_who_can_be_reached_calls_no_private_address(
+    flags: dict[str, object], private: bool
+) -> None:
+    """Unless the operator says otherwise; nodes that the operator names are always called."""
+    own = "http://127.0.0.1:9"
+    config = load(None, {}, {**flags, "gateway.nodes": [own]})
+    directory = directory_of(config, MemoryChain(lambda: 0), SystemClock())
+    assert directory.allow_private is private
+
+    async def dial(url: str) -> None:
+        await directory.open_transport(url, None).request("GET", "/", (), timeout_s=5)
+
+    for url, called in ((own, True), ("http://127.0.0.1:7", private)):
+        with pytest.raises(ConnectFailed) as refused:
+            asyncio.run(dial(url))
+        assert ("private address" in refused.value.message) is not called

@@ -59,7 +59,13 @@ def up(
     pool = Pool(home, given)
     roles = ROLES if not config.chain.url else ROLES[1:]
     try:
-        start_roles(pool, tuple(role for role in roles if node or role != "node"), quiet=as_json)
+        first = tuple(role for role in roles[:-1] if node or role != "node")
+        start_roles(pool, first, quiet=as_json)
+        if "node" in pool.running:  # our own node, wherever the gateway listens
+            facts = pool.running["node"].facts
+            own = str(facts.get("endpoint", facts["url"]))
+            given["gateway.nodes"] = [*config.gateway.nodes, own]
+        start_roles(pool, roles[-1:], quiet=as_json)
         facts = how_to_use(pool, home, config)
         print_json(facts) if as_json else _print_facts(facts)
         ended = asyncio.run(wait_for_end(pool))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Final
 
+from inferpool.chain.base import Chain
 from inferpool.chain.client import EvmChain
 from inferpool.clock import Clock, SystemClock
 from inferpool.config import Config
@@ -29,7 +30,8 @@ from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import Refused
 from inferpool.protocol.units import parse_usd, pico_usd_per_base_unit
 from inferpool.transport.asgi import stop_task
-from inferpool.transport.http import open_transport
+from inferpool.transport.base import Transport
+from inferpool.transport.http import LOOPBACK, open_transport
 
 _LOG = logging.getLogger("inferpool.gateway")
 _FAUCET_WEI: Final = 10**18
@@ -69,9 +71,7 @@ async def serve_gateway(config: Config, home: Home) -> None:
             settings.window_base_units,
         )
         gateway = Gateway(
-            directory=Directory(
-                chain, clock, open_transport, settings.nodes, settings.allow_private
-            ),
+            directory=directory_of(config, chain, clock),
             treasury=Treasury(chain, ledger, payer, authorizer, caps),
             ledger=ledger,
             routes=RouteBook(journal),
@@ -100,6 +100,20 @@ async def serve_gateway(config: Config, home: Home) -> None:
             await run_role(home, "gateway", app, door.listening, facts, close, tls=door.tls)
     finally:
         journal.close()
+
+
+def directory_of(config: Config, chain: Chain, clock: Clock) -> Directory:
+    """The nodes that are called: private ones too where the configuration says so, or says
+    nothing and this gateway can be reached from its own machine only."""
+    settings = config.gateway
+    private = settings.allow_private
+    if config.origins.get("gateway.allow_private") == "default":
+        private = settings.host in LOOPBACK and not settings.endpoint
+
+    def dial(url: str, tls_spki: bytes | None) -> Transport:
+        return open_transport(url, tls_spki, public_only=not private and url not in settings.nodes)
+
+    return Directory(chain, clock, dial, settings.nodes, private)
 
 
 def _per_second(usd_per_hour: str) -> int:

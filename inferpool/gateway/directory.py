@@ -7,7 +7,6 @@ registry or by the owner's own signature. Leases keep a node in; silence takes i
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from inferpool.protocol.limits import (
 from inferpool.protocol.offer import Endpoint, SignedOffer, binding_digest
 from inferpool.transport.base import Transport, TransportError
 from inferpool.transport.http import LEARN
+from inferpool.transport.reach import public_addresses
 from inferpool.transport.tls import NO_TLS
 
 _LOG = logging.getLogger("inferpool.directory")
@@ -47,7 +47,8 @@ OpenTransport = Callable[[str, bytes | None], Transport]
 
 @dataclass(slots=True)
 class Directory:
-    """The nodes that this gateway may use. `urls` are asked beside the registry."""
+    """The nodes that this gateway may use. `urls` are asked beside the registry, and may be
+    private: the operator names them."""
 
     chain: Chain
     clock: Clock
@@ -178,20 +179,13 @@ class Directory:
         return self.open_transport(endpoint.url, endpoint.tls_spki)
 
     async def _check_reachable(self, url: str) -> None:
-        """Refuse addresses inside our own network, which a stranger could make us call."""
-        if self.allow_private:
+        """Refuse addresses inside our own network, which a stranger could make us call.
+
+        The reason in time, for whoever pushes; that none is dialled is the pipe's own rule.
+        """
+        if self.allow_private or url in self.urls:
             return
-        host = urlsplit(url).hostname or ""
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, None)
-        except OSError as error:
-            raise Refused(f"{host} has no address: {error}", code="bad_encoding") from None
-        for *_, address in found:
-            if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
-                raise Refused(
-                    f"{host} is a private address; allow it with allow_private",
-                    code="bad_encoding",
-                )
+        await public_addresses(urlsplit(url).hostname or "")
 
     async def accept(
         self, signed: SignedOffer, url: str, presented_spki: bytes | None = None

@@ -16,6 +16,7 @@ from inferpool.protocol.errors import Refused
 from inferpool.transport.answer import Answer
 from inferpool.transport.base import AnswerTimeout, ConnectFailed, ConnectionCut, Headers
 from inferpool.transport.connection import Connection
+from inferpool.transport.reach import public_addresses
 from inferpool.transport.tls import PIN_BYTES, client_context, pin_matches, spki_sha256
 
 CONNECT_TIMEOUT_S: Final = 5.0  # a second SYN goes out after 1 s, a third after 3 s
@@ -34,15 +35,18 @@ LEARN: Final = b""  # in the place of a pin: take any key, and tell which it was
 _PORTS: Final = {"http": 80, "https": 443}
 
 
-def open_transport(url: str, tls_spki: bytes | None = None) -> HttpTransport:
+def open_transport(
+    url: str, tls_spki: bytes | None = None, *, public_only: bool = False
+) -> HttpTransport:
     """A pipe to `url` (scheme, host, port; a path is put before each request's path).
 
     `tls_spki`: the 32 bytes of the pinned key; without it https asks the system's authorities.
     `LEARN` takes whatever key is shown and tells it in `Response.peer_spki`: for the one question
     "who are you?", whose answer is signed and names that key, and for nothing else.
+    `public_only`: a stranger named the URL, so that no address of our own network is dialled.
     Raises Refused(bad_config): plain HTTP off loopback, a pin without TLS, not an http(s) URL.
     """
-    return HttpTransport(url, tls_spki)
+    return HttpTransport(url, tls_spki, public_only=public_only)
 
 
 class HttpTransport:
@@ -53,6 +57,7 @@ class HttpTransport:
         url: str,
         tls_spki: bytes | None = None,
         *,
+        public_only: bool = False,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         idle_s: float = IDLE_S,
         max_idle: int = MAX_IDLE,
@@ -61,6 +66,7 @@ class HttpTransport:
         self._host, self._port, self._prefix, secure = _endpoint(url, tls_spki)
         self._tls = client_context(tls_spki is not None) if secure else None
         self._pin = tls_spki if secure else None
+        self._public_only = public_only
         host = f"[{self._host}]" if ":" in self._host else self._host
         self._host_line = f"host: {host}:{self._port}\r\n".encode()
         self._connect_timeout_s, self._idle_s = connect_timeout_s, idle_s
@@ -144,17 +150,13 @@ class HttpTransport:
             raise ConnectFailed("the transport is closed")
         if len(self._all) + self._connecting >= self._max_connections:
             raise ConnectFailed(f"{self._max_connections} connections to one endpoint are open")
-        loop = asyncio.get_running_loop()
         where = f"{self._host}:{self._port}"
         self._connecting += 1
         try:
             async with asyncio.timeout(min(timeout_s, self._connect_timeout_s)):
-                transport, connection = await loop.create_connection(
-                    lambda: Connection(self._free, self._forget),
-                    self._host,
-                    self._port,
-                    ssl=self._tls,
-                )
+                transport, connection = await self._dial()
+        except Refused as error:
+            raise ConnectFailed(error.message) from error
         except TimeoutError as error:
             raise ConnectFailed(f"{where} did not take the connection in time") from error
         except (OSError, ssl.SSLError) as error:
@@ -164,6 +166,31 @@ class HttpTransport:
         self._all.add(connection)
         self._check(connection, transport, where)
         return connection
+
+    async def _dial(self) -> tuple[asyncio.Transport, Connection]:
+        """A connection to the host; to one of the addresses that were checked, where they must be.
+
+        Raises OSError, Refused.
+        """
+        loop = asyncio.get_running_loop()
+        hosts, server = [self._host], None
+        if self._public_only:
+            hosts = await public_addresses(self._host, self._port)
+            server = self._host if self._tls is not None else None
+        last: OSError | None = None
+        for host in hosts:
+            try:
+                return await loop.create_connection(
+                    lambda: Connection(self._free, self._forget),
+                    host,
+                    self._port,
+                    ssl=self._tls,
+                    server_hostname=server,
+                )
+            except OSError as error:
+                last = error
+        assert last is not None, "a host has an address"
+        raise last
 
     def _check(self, connection: Connection, transport: asyncio.Transport, where: str) -> None:
         """Before anything is sent: the pinned key, and that nobody closed this transport."""

@@ -83,6 +83,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     flags = poolkit.FREE_PORTS | {
         "node.host": NODE,
         "gateway.host": GATEWAY,
+        "gateway.allow_private": True,
         "gateway.grpc_port": port,
     }
     running = poolkit.start(tmp_path_factory.mktemp("tls"), flags)

@@ -332,6 +332,21 @@ async def test_a_public_gateway_does_not_call_into_its_own_network(
         await directory.close()
 
 
+async def test_what_the_operator_names_may_be_private() -> None:
+    """A stranger who registers the same address is not let in by it."""
+    async with pool(start=False) as made:
+        loop = asyncio.get_running_loop()
+
+        async def lookup(host: str, *_: Any, **__: Any) -> Any:
+            return [(0, 0, 0, "", ("127.0.0.1", 0))]
+
+        loop.getaddrinfo = lookup  # type: ignore[method-assign]
+        directory = Directory(made.chain, made.nodes[0].clock, made.pipe, (url_of(0),))
+        await directory.start()
+        assert [node.url for node in directory.nodes.values()] == [url_of(0)]
+        await directory.close()
+
+
 # -- leases ---------------------------------------------------------------------------------------
 
 
