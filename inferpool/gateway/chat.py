@@ -27,7 +27,7 @@ from inferpool.protocol.offer import Service
 from inferpool.protocol.price import exact_pico_usd
 from inferpool.protocol.receipt import Outcome, SignedReceipt
 from inferpool.protocol.text import INTEGER_SAMPLERS, SAMPLERS
-from inferpool.transport.base import TransportError
+from inferpool.transport.base import AnswerInvalid, TransportError
 
 if TYPE_CHECKING:
     from inferpool.gateway.gateway import Gateway, Hold
@@ -75,6 +75,8 @@ class TextRun:
             except RETRIED as error:
                 _LOG.warning("%s: leg failed: %s", self.hold.client_id, error.message)
                 last = error
+                if isinstance(error, AnswerInvalid) and self._is_full(candidate):
+                    break  # nothing is left to ask another node for
                 await self._look_again(candidate, error)
                 candidates = self._choose_again()
             except BadRequest as error:  # it would fail at any node
@@ -157,11 +159,17 @@ class TextRun:
                     async for piece in pieces:
                         self._started(flight)
                         await self._deliver(piece)
+            except AnswerInvalid:
+                raise  # what came is not what was asked for, however much of it there is
             except TransportError:
                 self._whole_without_receipt(stream, len(sent.resume) + sent.max_output)
                 raise
             assert stream.signed is not None, "a stream ends with its receipt"
             await self._settle(flight, stream, stream.signed, sent)
+
+    def _is_full(self, candidate: Candidate) -> bool:
+        most = self.parsed.max_output or candidate.service.default_max_output
+        return len(self.delivered.ids) >= most
 
     def _started(self, flight: Flight) -> None:
         if flight.record.state is AttemptState.SENT:

@@ -42,7 +42,7 @@ from inferpool.protocol.price import maximum, maximum_pico_usd
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.receipt_chain import ChainedReceipt
 from inferpool.protocol.voucher import Voucher
-from inferpool.transport.base import Response, TransportError
+from inferpool.transport.base import AnswerInvalid, Response, TransportError
 
 _LOG = logging.getLogger("inferpool.gateway")
 _ERROR_BODY_MAX = 64 * 1024
@@ -113,7 +113,7 @@ class Flights:
             self._learn(flight, candidate)
         except InferpoolError as error:
             record.error_code = error.code
-            flight.cheated = isinstance(error, ReceiptInvalid)
+            flight.cheated = isinstance(error, ReceiptInvalid | AnswerInvalid)
             if flight.cheated:
                 flight.channel.distrust()
             if not isinstance(error, BadRequest):
@@ -219,6 +219,7 @@ class Flights:
             (headers.VERSION, headers.VERSION_SPOKEN),
             (headers.REQUEST_ID, to_hex(attempt.request_id).encode()),
             (headers.OFFER, to_hex(attempt.offer_hash).encode()),
+            (headers.BOOKED, b"%d %d" % flight.channel.booked),
         ]
         flight.chained = chained and flight.channel.takes_chained(
             self.treasury.window(attempt.offer.terms)

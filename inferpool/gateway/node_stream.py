@@ -15,6 +15,7 @@ from typing import Final
 
 import orjson
 
+from inferpool.payments.checks import ReceiptInvalid
 from inferpool.protocol.errors import CODES, BadRequest, InferpoolError, Refused, Unavailable
 from inferpool.protocol.forms import CHAT, Form
 from inferpool.protocol.limits import ANSWER_MAX, FIRST_BYTE_TIMEOUT_S, SILENCE_MS
@@ -102,6 +103,7 @@ class NodeStream:
                 self.signed = SignedReceipt.from_wire(ours)
             except Refused as error:
                 raise AnswerInvalid(f"The node's receipt is unreadable: {error.message}") from None
+            self._compare(value.get("usage"), self.signed)
             if "error" in value:
                 self.failure = error_of(value)
             return None
@@ -115,6 +117,14 @@ class NodeStream:
         if self.output_units > self._max_output or self._bytes > ANSWER_MAX:
             raise AnswerInvalid("The node sent more than was asked for.")
         return Piece(text, ids)
+
+    @staticmethod
+    def _compare(usage: object, signed: SignedReceipt) -> None:
+        """A client reads the usage, the node is paid by the receipt: they must say the same."""
+        if isinstance(usage, dict):
+            told = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+            if told != (signed.receipt.prompt_units, signed.receipt.output_units):
+                raise ReceiptInvalid("The node's usage is not that of its receipt.")
 
 
 def error_of(value: dict[str, object]) -> InferpoolError:

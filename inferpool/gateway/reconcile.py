@@ -158,6 +158,8 @@ class Reconciler:
                 break
             after = reached
         self._resolve(channel, running)
+        if after == UINT64_MAX and not running:
+            channel.close_gaps()
         return after
 
     async def _fetch(

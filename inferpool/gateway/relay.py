@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+import orjson
+
 from inferpool.gateway.flights import RETRIED, Flight, Flights, OfferEnded
 from inferpool.gateway.router import Candidate, Route
 from inferpool.payments.checks import ReceiptInvalid
@@ -27,7 +29,7 @@ from inferpool.protocol.errors import (
     Unavailable,
 )
 from inferpool.protocol.images import STEPS, ImagesRequest
-from inferpool.protocol.job import Job
+from inferpool.protocol.job import Job, Task
 from inferpool.protocol.limits import ANSWER_MAX, ATTEMPTS_MAX, FIRST_BYTE_TIMEOUT_S
 from inferpool.protocol.oip import InferRequest
 from inferpool.protocol.receipt import SignedReceipt
@@ -41,6 +43,7 @@ from inferpool.transport.base import AnswerTimeout, Response
 _LOG = logging.getLogger("inferpool.gateway")
 _JSON: Final = (b"content-type", b"application/json")
 HEDGE_LEAST_MS: Final = 10  # below it a second request costs more than it saves
+_TELL_USAGE: Final = (Task.EMBEDDING, Task.TRANSCRIPTION)  # in the body, as JSON
 _KEPT: Final = (b"content-type", headers.INFERENCE_HEADER_LENGTH)
 
 HeaderList = list[tuple[bytes, bytes]]
@@ -224,11 +227,31 @@ def _settle(
     try:
         if value is not None:
             signed = SignedReceipt.from_header(value)
+            if errand.job.task in _TELL_USAGE:
+                _compare_usage(answer, signed.receipt.prompt_units)
             flights.settle(flight, signed, hashed, units)
         else:
             assert short is not None, "one of them came"
             chained = ChainedReceipt.from_header(short)
+            if errand.job.task in _TELL_USAGE:
+                _compare_usage(answer, chained.prompt_units)
             signed = flights.settle_chained(flight, chained, hashed, units)
     except Refused as error:
         raise ReceiptInvalid(f"The node's receipt is unreadable: {error.message}.") from None
     return value, signed.receipt.charge_pico_usd
+
+
+def _compare_usage(answer: bytes, prompt_units: int) -> None:
+    """A client reads the usage, the node is paid by the receipt: they must say the same.
+
+    Bodies without a usage, such as plain text, tell nothing. Raises ReceiptInvalid.
+    """
+    try:
+        value = orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        return
+    usage = value.get("usage") if isinstance(value, dict) else None
+    if isinstance(usage, dict):
+        told = usage.get("prompt_tokens", usage.get("seconds"))
+        if told != prompt_units:
+            raise ReceiptInvalid("The node's usage is not that of its receipt.")

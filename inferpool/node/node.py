@@ -144,7 +144,7 @@ class Node:
         self._running.add(request_id)
         try:
             with hosted.place():
-                channel = await self._pay(request, request_id, units)
+                channel = await self._pay(request, request_id, units, own=own)
                 work = Work(
                     request_id=request_id,
                     request_hash=sha256(body),
@@ -199,7 +199,9 @@ class Node:
             return int.from_bytes(self.random(4), "big")
         return seed & _SEED_MASK
 
-    async def _pay(self, request: HttpRequest, request_id: bytes, units: int) -> PayeeChannel:
+    async def _pay(
+        self, request: HttpRequest, request_id: bytes, units: int, *, own: bool
+    ) -> PayeeChannel:
         header = request.headers.get(headers.PAYMENT_SIGNATURE)
         try:
             if header is None:
@@ -209,7 +211,8 @@ class Node:
                     " the header PAYMENT-SIGNATURE, made from the header PAYMENT-REQUIRED of this"
                     " answer."
                 )
-            return await self.gate.admit(header, request_id, units)
+            booked = request.headers.get(headers.BOOKED, b"") if own else b""
+            return await self.gate.admit(header, request_id, units, booked)
         except PaymentRequired as error:
             view = error.channel.view(corrective=True) if isinstance(error, Disagreement) else None
             terms = self.gate.terms

@@ -39,8 +39,12 @@ class PaymentGate:
         self._fresh: set[bytes] = set()  # channels whose chain state was read since the start
         self._locks: dict[bytes, asyncio.Lock] = {}
 
-    async def admit(self, header: bytes, request_id: bytes, maximum: int) -> PayeeChannel:
+    async def admit(
+        self, header: bytes, request_id: bytes, maximum: int, booked: bytes = b""
+    ) -> PayeeChannel:
         """Hold `maximum` base units for a request. Raises PaymentRequired with the reason.
+
+        `booked`: our own payer's header of that name, or nothing.
 
         RateLimited where the channel has too many requests in flight: one payer, however rich,
         leaves places to others. Asked before the signature is checked and before the voucher is
@@ -66,7 +70,7 @@ class PaymentGate:
         if payment.voucher.max_claimable > channel.balance:
             await self.refresh(channel)  # a top-up may have been mined since
         try:
-            channel.admit(request_id, payment.voucher, maximum)
+            channel.admit(request_id, payment.voucher, maximum, _booked(booked))
         except PaymentRequired as error:
             raise Disagreement(error, channel) from None
         return channel
@@ -147,6 +151,19 @@ class PaymentGate:
             channel = self._ledger.channels.get(channel_id)
             if channel is not None:
                 await self.refresh(channel)
+
+
+def _booked(value: bytes) -> tuple[int, int]:
+    """Number and total of the payer's last receipt. Raises PaymentRequired(payment_invalid)."""
+    if not value:
+        return 0, 0
+    seq, _, total = value.partition(b" ")
+    if not (seq.isdigit() and total.isdigit() and len(seq) <= 18 and len(total) <= 38):
+        raise PaymentRequired(
+            "Inferpool-Booked must be the number and the total of the last receipt.",
+            code="payment_invalid",
+        )
+    return int(seq), int(total)
 
 
 class Disagreement(PaymentRequired):

@@ -50,8 +50,19 @@ class PayeeChannel:
         """Base units that a claim would bring now, within what vouchers cover."""
         return max(0, min(self.earned, self.best) - self.claimed)
 
-    def admit(self, request_id: bytes, voucher: Voucher, maximum: int) -> None:
+    def admit(
+        self,
+        request_id: bytes,
+        voucher: Voucher,
+        maximum: int,
+        booked: tuple[int, int] = (0, 0),
+    ) -> None:
         """Take a voucher and hold `maximum` for a request. Raises PaymentRequired.
+
+        `booked`: number and total in pico-USD of the last receipt that the payer has. Where the
+        number is above ours, our book was lost, and we go on from the payer's word within its
+        voucher: a word that is too low costs us what was not claimed yet, one that is too high
+        costs the payer.
 
         The cheap checks come first, the signature (60 us) last, and not at all where the best
         voucher comes again byte for byte (a window). A voucher that is not above what was charged
@@ -71,15 +82,20 @@ class PayeeChannel:
                 " top it up.",
                 code="voucher_balance",
             )
-        needed = self.reported + self.held_total + maximum
-        if amount <= self.reported or max(amount, self.best) < needed:
+        lost = booked[0] > self.seq
+        total = max(self.total_pico_usd, booked[1]) if lost else self.total_pico_usd
+        reported = max(self.reported, base_units_down(total, self.decimals))
+        needed = reported + self.held_total + maximum
+        if amount <= reported or max(amount, self.best) < needed:
             raise PaymentRequired(
-                f"The voucher must be for at least {needed} base units: charged {self.reported},"
+                f"The voucher must be for at least {needed} base units: charged {reported},"
                 f" in flight {self.held_total}, this request at most {maximum}.",
                 code="voucher_amount",
             )
         if (amount, voucher.signature) != (self.best, self.best_signature):
             self._check_signature(voucher)
+        if lost:
+            self.seq, self.total_pico_usd, self.reported = booked[0], total, reported
         if amount > self.best:
             self.best, self.best_signature = amount, voucher.signature
         self.held[request_id] = maximum

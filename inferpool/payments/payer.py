@@ -111,6 +111,20 @@ class PayerChannel:
         self.voucher = Voucher(self.channel_id, amount, signature)
         return self.voucher
 
+    @property
+    def booked(self) -> tuple[int, int]:
+        """The highest number and the total, in pico-USD, of the receipts booked: from these a node
+        that lost its book goes on."""
+        last = max(self.booked_ahead) if self.booked_ahead else self.next_seq - 1
+        return last, self.total_pico_usd
+
+    def close_gaps(self) -> None:
+        """The node has shown all receipts that it has, and nothing is in flight: numbers that are
+        missing below the last one went down with its book, and their charges with them."""
+        if self.booked_ahead and not self.held:
+            self.next_seq = max(self.booked_ahead) + 1
+            self.booked_ahead.clear()
+
     def takes_chained(self, window: Window) -> bool:
         """Whether receipts may come chained: where windows are, and not too many are unproved."""
         earned = base_units_down(self.honest_pico_usd, self.decimals)

@@ -9,6 +9,7 @@ VERSION_SPOKEN: Final = b"1"
 REQUEST_ID: Final = b"inferpool-request-id"
 OFFER: Final = b"inferpool-offer"
 RECEIPT: Final = b"inferpool-receipt"
+BOOKED: Final = b"inferpool-booked"  # the payer's last receipt number and total
 RECEIPTS: Final = b"inferpool-receipts"  # which kind the caller takes
 CHAINED: Final = b"chained"
 SIGNED: Final = b"signed"

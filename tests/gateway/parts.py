@@ -106,6 +106,7 @@ class Liar:
     chain_id: int
     on_receipt: AlterReceipt | None = None  # in answers
     on_chained: Callable[[ChainedReceipt], ChainedReceipt] | None = None
+    on_last: Callable[[dict[str, Any]], None] | None = None  # a stream's last event
     on_event: Callable[[bytes], list[bytes]] | None = None  # data of a stream's other events
     on_body: Callable[[bytes], bytes] | None = None  # whole answers
     on_late: Callable[[list[SignedReceipt]], list[SignedReceipt]] | None = None  # late receipts
@@ -198,6 +199,8 @@ class Liar:
             if signed is None:
                 return []
             value["inferpool"] = signed.to_wire()
+            if self.on_last:
+                self.on_last(value)
             return [b"data: " + json.dumps(value).encode()]
         return self.on_event(event) if self.on_event else [event]
 

@@ -369,8 +369,39 @@ async def test_a_node_that_never_stops_is_cut_at_what_was_asked_for_and_not_paid
         )
         answer = await made.chat(stream=True, max_tokens=7)
         assert answer.text == " w1" * 7
-        assert answer.error or answer.proof["cost_pico_usd"] == 0
+        assert (answer.error, answer.done) == ("node_failed", False)
+        whole = await made.chat(max_tokens=7)
+        assert (whole.status, whole.code) == (502, "node_failed")
         assert (made.booked(), made.account.spent_pico_usd) == (0, 0)
+        assert made.known[0].reasons["node_failed"] >= 1
+        made.liar.instead = lambda method, path: None
+        await asyncio.sleep(300)
+        assert (made.booked(), made.account.held_pico_usd) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
+async def test_a_usage_that_is_not_the_receipts_is_refused(name: str) -> None:
+    async with pool() as made:
+
+        def alter(value: dict[str, Any]) -> None:
+            value["usage"][name] -= 1
+
+        made.liar.on_last = alter
+        answer = await made.chat(stream=True)
+        assert (answer.error, answer.done) == ("receipt_invalid", False)
+        assert (await made.chat()).code == "receipt_invalid"
+        assert made.booked() == 0
+
+
+def test_a_usage_in_a_body_is_compared_where_there_is_one() -> None:
+    from inferpool.gateway.relay import _compare_usage
+    from inferpool.payments.checks import ReceiptInvalid
+
+    for body in (b"plain text", b"[1]", b'{"text": "x"}', b'{"usage": {"prompt_tokens": 7}}'):
+        _compare_usage(body, 7)
+    for body in (b'{"usage": {"prompt_tokens": 8}}', b'{"usage": {"seconds": 6}}'):
+        with pytest.raises(ReceiptInvalid):
+            _compare_usage(body, 7)
 
 
 # -- corrective 402s ------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from inferpool.identity.signing import Key
+from inferpool.payments.journal import MemoryJournal
 from inferpool.payments.payer import PayerChannel
 from inferpool.protocol import headers
 from inferpool.protocol.encoding import sha256
@@ -149,3 +150,46 @@ async def test_a_node_that_never_signs_its_chains_is_a_stranger_again() -> None:
         channel = channel_of(made)
         assert (channel.honest_pico_usd, channel.unproved.count) == (0, 0)
         assert made.known[0].reasons["receipt_invalid"] == 1
+
+
+# -- a node that lost its book --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [1, 32])
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_a_node_that_lost_its_disk_goes_on_from_what_its_payer_has(
+    window: int, claimed: bool
+) -> None:
+    async with pool(window=window) as made:
+        for _ in range(33):
+            assert (await made.infer()).status == 200
+        if claimed:
+            await made.nodes[0].claimer.claim()
+        before = made.booked()
+        await made.nodes[0].crash()
+        made.nodes[0].journal = MemoryJournal()
+        await made.nodes[0].start()
+        await asyncio.sleep(40)  # found again
+        answers = await asyncio.gather(*[made.infer() for _ in range(20)])
+        assert {answer.status for answer in answers} == {200}
+        assert made.booked() == made.earned() == before + 20 * 200_000
+        await made.nodes[0].claimer.claim()
+        (theirs,) = made.nodes[0].node.ledger.channels.values()
+        assert theirs.claimed == made.booked() // 10**6, "all of it can be claimed"
+
+
+async def test_charges_that_went_down_with_a_book_leave_no_gap_for_ever() -> None:
+    async with pool() as made:
+        await made.infer()
+        made.liar.lose_answer = True
+        await made.infer()  # charged by the node as its second; the payer never hears of it
+        made.liar.lose_answer = False
+        await made.nodes[0].crash()
+        made.nodes[0].journal = MemoryJournal()
+        await made.nodes[0].start()
+        await asyncio.sleep(60)
+        for _ in range(5):
+            assert (await made.infer()).status == 200
+        assert made.booked() == made.earned() == 6 * 200_000
+        channel = channel_of(made)
+        assert (channel.next_seq, channel.booked_ahead, channel.unresolved) == (7, set(), {})

@@ -289,3 +289,43 @@ def test_a_node_takes_the_best_voucher_again_and_no_byte_less() -> None:
         node.admit(name(11), forged, 10)
     node.admit(name(11), voucher, 10)
     assert node.held_total == 20
+
+
+# -- a node that lost its book --------------------------------------------------------------------
+
+
+def test_a_node_takes_its_payers_word_only_for_what_it_has_forgotten_and_is_covered() -> None:
+    payer, node = payer_channel(1_000), payee_channel(1_000)
+    for number in range(5):
+        served(payer, node, number, 7 * PICO)
+    known = (node.seq, node.total_pico_usd)
+    voucher = payer.authorise(name(9), 10, AUTHORIZER)
+    node.admit(name(9), voucher, 10, (5, 9 * PICO))
+    assert (node.seq, node.total_pico_usd) == known, "a node with its book believes nobody"
+    for booked, seq, total in (
+        (payer.booked, 5, 35 * PICO),  # the truth: nothing is lost
+        ((9, 0), 9, 0),  # a payer that lies low: the node loses what it had not claimed
+        ((5, 35 * PICO - 1), 5, 35 * PICO - 1),
+    ):
+        fresh = payee_channel(1_000)
+        fresh.admit(name(9), voucher, 10, booked)
+        assert (fresh.seq, fresh.total_pico_usd) == (seq, total)
+        assert fresh.reported + fresh.held_total <= fresh.best
+    fresh = payee_channel(1_000)
+    with pytest.raises(PaymentRequired, match="at least"):  # high: beyond its own voucher
+        fresh.admit(name(9), voucher, 10, (5, 36 * PICO))
+    assert (fresh.seq, fresh.total_pico_usd, fresh.reported, fresh.best) == (0, 0, 0, 0)
+
+
+def test_numbers_that_went_down_are_closed_only_when_nothing_is_in_flight() -> None:
+    payer = payer_channel(1_000)
+    payer.book(receipt(1, 1, PICO, PICO))
+    payer.book(receipt(3, 3, PICO, 3 * PICO))
+    payer.authorise(name(2), 10, AUTHORIZER)
+    payer.close_gaps()
+    assert (payer.next_seq, payer.booked) == (2, (3, 2 * PICO)), "its answer may be on the way"
+    payer.release(name(2), sent=False)
+    payer.close_gaps()
+    assert (payer.next_seq, payer.booked_ahead) == (4, set())
+    with pytest.raises(Refused):
+        payer.book(receipt(2, 2, PICO, 2 * PICO))

@@ -71,7 +71,7 @@ def test_a_seed_names_one_world() -> None:
 
 
 def never_checks_cover(
-    self: PayeeChannel, request_id: bytes, voucher: object, maximum: int
+    self: PayeeChannel, request_id: bytes, voucher: object, maximum: int, booked: object
 ) -> None:
     self.held[request_id] = maximum
     self.held_total += maximum
