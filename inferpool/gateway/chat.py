@@ -24,6 +24,7 @@ from inferpool.protocol.forms import form_of
 from inferpool.protocol.lifecycle import AttemptState
 from inferpool.protocol.limits import ATTEMPTS_MAX, STREAM_HEAD_TIMEOUT_S
 from inferpool.protocol.offer import Service
+from inferpool.protocol.preferences import NO_PREFERENCES, RoutePreferences
 from inferpool.protocol.price import exact_pico_usd
 from inferpool.protocol.receipt import Outcome, SignedReceipt
 from inferpool.protocol.text import INTEGER_SAMPLERS, SAMPLERS
@@ -59,6 +60,7 @@ class TextRun:
     hold: Hold
     seed: int
     prompt: Blocks = ()
+    preferences: RoutePreferences = NO_PREFERENCES
     delivered: Delivered = field(default_factory=Delivered)
 
     async def run(self, candidates: list[Candidate]) -> None:
@@ -92,10 +94,12 @@ class TextRun:
         await self.answer.fail(last)
 
     def _choose_again(self) -> list[Candidate]:
+        if not self.preferences.allow_fallbacks and not self.preferences.order:
+            return []
         try:
             free = self.hold.caller.account.free_pico_usd
             free = None if free is None else free + self.hold.most_pico_usd
-            route = self.gateway.choose(self.parsed.job, free, self.prompt)
+            route = self.gateway.choose(self.parsed.job, free, self.prompt, self.preferences)
         except (Unavailable, BadRequest):
             return []
         self.gateway.note(self.hold, route)

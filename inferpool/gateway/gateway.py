@@ -27,6 +27,7 @@ from inferpool.gateway.feedback import tally
 from inferpool.gateway.flights import Flight, Flights
 from inferpool.gateway.metrics import GatewayMetrics
 from inferpool.gateway.nodes import KnownNode
+from inferpool.gateway.preferences import allows, arrange, value_of_time
 from inferpool.gateway.reconcile import Reconciler
 from inferpool.gateway.route_book import RouteBook
 from inferpool.gateway.router import Candidate, Route, Wanted, choose
@@ -44,6 +45,7 @@ from inferpool.protocol.images import ImagesRequest
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.offer import Service
 from inferpool.protocol.oip import InferRequest
+from inferpool.protocol.preferences import NO_PREFERENCES, RoutePreferences, preferences_of
 from inferpool.protocol.transcription import TranscriptionRequest
 from inferpool.transport.asgi import EVENT_STREAM, HttpRequest, stop_task
 
@@ -156,10 +158,11 @@ class Gateway:
         if parsed.resume:
             raise BadRequest("resume is for gateways.", param="inferpool.resume")
         prompt = blocks(texts(parsed))
-        route = self.choose(parsed.job, caller.account.free_pico_usd, prompt)
+        preferences = _preferences(request, parsed.preferences)
+        route = self.choose(parsed.job, caller.account.free_pico_usd, prompt, preferences)
         with self.hold(caller, route) as hold:
             answer = self._answer(request, parsed, hold)
-            run = TextRun(self, answer, parsed, hold, self.seed(parsed.seed), prompt)
+            run = TextRun(self, answer, parsed, hold, self.seed(parsed.seed), prompt, preferences)
             work = asyncio.create_task(run.run(hold.candidates))
             left = asyncio.create_task(request.disconnected())
             try:
@@ -192,11 +195,14 @@ class Gateway:
         parsed = InferRequest.parse(model, body, length)
         errand = relay.tensors(parsed, body, length, chained=chained)
         errand = relay.hedged(errand, request.headers)
+        errand = replace(errand, preferences=_preferences(request))
         await request.answer(200, *await relay.run(self, errand, caller))
 
     async def embed(self, request: HttpRequest, body: bytes, caller: Caller) -> None:
         """`POST /v1/embeddings`."""
-        errand = relay.hedged(relay.embeddings(EmbeddingsRequest.parse(body)), request.headers)
+        parsed = EmbeddingsRequest.parse(body)
+        errand = relay.hedged(relay.embeddings(parsed), request.headers)
+        errand = replace(errand, preferences=_preferences(request, parsed.preferences))
         answer = await request.while_here(relay.run(self, errand, caller))
         await request.answer(200, *answer)
 
@@ -205,6 +211,7 @@ class Gateway:
         form = request.headers.get(b"content-type", b"")
         parsed = TranscriptionRequest.parse(body, form)
         errand = relay.transcription(parsed, body, form, await length_ms(parsed.audio))
+        errand = replace(errand, preferences=_preferences(request))
         answer = await request.while_here(relay.run(self, errand, caller))
         await request.answer(200, *answer)
 
@@ -214,6 +221,7 @@ class Gateway:
         model = parsed.model or self._cheapest(Task.IMAGE)
         seeded = replace(parsed, model=model, seed=self.seed(parsed.seed), stream=False)
         errand = relay.images(seeded)
+        errand = replace(errand, preferences=_preferences(request, parsed.preferences))
         whole, extra = await request.while_here(relay.run(self, errand, caller))
         if not parsed.stream:
             await request.answer(200, whole, extra)
@@ -243,11 +251,27 @@ class Gateway:
 
     # -- the steps -------------------------------------------------------------------------------
 
-    def choose(self, job: Job, free_pico_usd: int | None = None, prompt: Blocks = ()) -> Route:
+    def choose(
+        self,
+        job: Job,
+        free_pico_usd: int | None = None,
+        prompt: Blocks = (),
+        preferences: RoutePreferences = NO_PREFERENCES,
+    ) -> Route:
         """Candidates for a job, in the order to try. Raises BadRequest, Unavailable."""
         now = self.clock.now_ms()
-        wanted = Wanted(now, self.value_of_time_pico_usd_per_s, free_pico_usd, prompt)
+        wanted = Wanted(
+            now,
+            value_of_time(preferences, self.value_of_time_pico_usd_per_s),
+            free_pico_usd,
+            prompt,
+            allows(preferences, job, now),
+            preferences.order,
+        )
         route = choose(job, self.directory.index, wanted, self._draw, self.prefixes)
+        route.candidates = arrange(route.candidates, preferences)
+        if not route.candidates:
+            raise Unavailable("None of provider.order takes this now.", code="no_node")
         tally(route.candidates)
         return route
 
@@ -301,3 +325,12 @@ class Gateway:
                 for service in node.offer.services:
                     found.setdefault(service.model, (service, []))[1].append(node)
         return list(found.values())
+
+
+def _preferences(
+    request: HttpRequest, found: RoutePreferences = NO_PREFERENCES
+) -> RoutePreferences:
+    """The body's, else the header's."""
+    if found != NO_PREFERENCES:
+        return found
+    return preferences_of(request.headers.get(headers.PROVIDER))

@@ -32,6 +32,7 @@ from inferpool.protocol.images import STEPS, ImagesRequest
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.limits import ANSWER_MAX, ATTEMPTS_MAX, FIRST_BYTE_TIMEOUT_S
 from inferpool.protocol.oip import InferRequest
+from inferpool.protocol.preferences import NO_PREFERENCES, RoutePreferences
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.receipt_chain import ChainedReceipt
 from inferpool.protocol.transcription import TranscriptionRequest
@@ -60,6 +61,7 @@ class Errand:
     extra: HeaderList
     output_units: int = 0
     seed: int = 0
+    preferences: RoutePreferences = NO_PREFERENCES
     timeout_s: float = FIRST_BYTE_TIMEOUT_S
     chained: bool = True  # unless the client wants a receipt that is signed by itself
     hedge: bool = False
@@ -119,7 +121,9 @@ async def run(
     gateway: Gateway, errand: Errand, caller: Caller, only: Route | None = None
 ) -> Answer:
     """The answer of the first node that gives one. Raises BadRequest, Unavailable."""
-    route = only or gateway.choose(errand.job, caller.account.free_pico_usd)
+    route = only or gateway.choose(
+        errand.job, caller.account.free_pico_usd, preferences=errand.preferences
+    )
     last: InferpoolError = Unavailable("No node was tried.", code="no_node")
     with gateway.hold(caller, route) as hold:
         left = deque(hold.candidates[:ATTEMPTS_MAX])
@@ -177,7 +181,8 @@ async def _try(gateway: Gateway, candidate: Candidate, errand: Errand, hold: Hol
     except OfferEnded:
         await gateway.directory.look(candidate.node)
         candidate.node.blocked_until_ms = 0
-        again = [c for c in gateway.choose(errand.job).candidates if c.node is candidate.node]
+        route = gateway.choose(errand.job, preferences=errand.preferences)
+        again = [c for c in route.candidates if c.node is candidate.node]
         if not again or not hold.covers(again[0]):
             raise
         return await _fetch(gateway, again[0], errand, hold)

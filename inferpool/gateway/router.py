@@ -98,6 +98,7 @@ class Wanted:
     free_pico_usd: int | None = None
     prompt: Blocks = ()
     allows: Callable[[KnownNode, Service], str] | None = None
+    named: tuple[bytes, ...] = ()  # addresses that are candidates wherever they may be
 
 
 @dataclass(slots=True)
@@ -188,7 +189,7 @@ class _Choice:
 
     def route(self, warm: dict[bytes, int]) -> Route:
         pool = self._pool()
-        for address in warm:
+        for address in (*warm, *self._wanted.named):
             entry = self._market.entries.get(address)
             if entry is not None and entry not in pool and self._accepts(entry):
                 pool.append(entry)

@@ -17,6 +17,7 @@ from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.completion import CompletionRequest
 from inferpool.protocol.errors import BadRequest, InferpoolError
 from inferpool.protocol.forms import form_of
+from inferpool.protocol.preferences import refuse_preferences
 from inferpool.protocol.receipt import Outcome
 from inferpool.transport.asgi import EVENT_STREAM, JSON, HttpRequest, stop_task
 
@@ -30,6 +31,7 @@ Parsed = ChatRequest | CompletionRequest
 
 async def serve(node: Node, request: HttpRequest, body: bytes, parsed: Parsed) -> None:
     """Admit, run, meter, sign, answer. Raises what `Node.admit` raises."""
+    refuse_preferences(parsed.preferences)
     hosted = node.services.find(parsed.model, parsed.job.task)
     if parsed.resume and not hosted.service().resume:
         raise BadRequest(

@@ -17,6 +17,7 @@ from inferpool.protocol.embeddings import EmbeddingsRequest
 from inferpool.protocol.errors import BadRequest
 from inferpool.protocol.images import ImagesRequest
 from inferpool.protocol.job import Task
+from inferpool.protocol.preferences import refuse_preferences
 from inferpool.protocol.transcription import TranscriptionRequest
 from inferpool.transport.asgi import JSON, HttpRequest
 
@@ -30,6 +31,7 @@ _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 async def embed(node: Node, request: HttpRequest, body: bytes) -> None:
     """`POST /v1/embeddings`."""
     parsed = EmbeddingsRequest.parse(body)
+    refuse_preferences(parsed.preferences)
     hosted = node.services.find(parsed.model, Task.EMBEDDING)
     engine: EmbeddingEngine = hosted.engine
     async with node.admit(request, hosted, parsed.job, body, None) as work:
@@ -59,6 +61,7 @@ async def transcribe(node: Node, request: HttpRequest, body: bytes) -> None:
 async def draw(node: Node, request: HttpRequest, body: bytes) -> None:
     """`POST /v1/images/generations`: priced by images times steps."""
     parsed = ImagesRequest.parse(body)
+    refuse_preferences(parsed.preferences)
     hosted = node.services.find(parsed.model, Task.IMAGE)
     engine: ImageEngine = hosted.engine
     if parsed.stream:

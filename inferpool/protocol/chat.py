@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from inferpool.protocol.body import fail, read_json, refuse_rest
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.limits import BODY_CHAT_MAX, MESSAGES_MAX, TEXT_MAX
 from inferpool.protocol.text import INTEGER_SAMPLERS as INTEGER_SAMPLERS
 from inferpool.protocol.text import SAMPLERS as SAMPLERS
-from inferpool.protocol.text import TextRequest, fail, read_json, refuse_rest, take_shared
+from inferpool.protocol.text import TextRequest, take_shared
 
 ROLES: Final = ("system", "developer", "user", "assistant")
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from inferpool.protocol.body import fail, read_json, refuse_rest
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.limits import BODY_CHAT_MAX
-from inferpool.protocol.text import TextRequest, fail, read_json, refuse_rest, take_shared
+from inferpool.protocol.text import TextRequest, take_shared
 
 # Accepted and without effect here, with the values that mean "as usual".
 NO_OPS: Final[dict[str, tuple[object, ...]]] = {

@@ -16,9 +16,10 @@ from typing import Final
 
 import orjson
 
+from inferpool.protocol.body import fail, model_name, read_json, refuse_rest
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.limits import BODY_EMBEDDING_MAX, EMBEDDING_TEXTS_MAX
-from inferpool.protocol.text import fail, model_name, read_json, refuse_rest
+from inferpool.protocol.preferences import NO_PREFERENCES, RoutePreferences, take_preferences
 
 NO_OPS: Final[dict[str, tuple[object, ...]]] = {"dimensions": (None,)}
 
@@ -30,6 +31,7 @@ class EmbeddingsRequest:
     model: str
     texts: tuple[str, ...]
     base64: bool = False
+    preferences: RoutePreferences = NO_PREFERENCES  # for the gateway, and never sent on
 
     @property
     def job(self) -> Job:
@@ -58,6 +60,7 @@ class EmbeddingsRequest:
             model=model_name(body.pop("model", None)),
             texts=_texts(body.pop("input", None)),
             base64=form == "base64",
+            preferences=take_preferences(body),
         )
         refuse_rest(body, NO_OPS)
         return request

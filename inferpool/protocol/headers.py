@@ -17,6 +17,7 @@ CHAINED_RECEIPT: Final = b"inferpool-chained-receipt"
 NODE: Final = b"inferpool-node"
 SIGNATURE: Final = b"inferpool-signature"  # of whoever asks for evidence
 HEDGE: Final = b"inferpool-hedge"  # 1: a small call may be asked of two nodes, and both be paid
+PROVIDER: Final = b"inferpool-provider"  # a client's preferences, where its body has no place
 COST: Final = b"inferpool-cost-pico-usd"
 
 PAYMENT_SIGNATURE: Final = b"payment-signature"

@@ -14,9 +14,10 @@ from typing import Final
 
 import orjson
 
+from inferpool.protocol.body import fail, flag, integer, model_name, read_json, refuse_rest, seed_of
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.limits import BODY_IMAGE_MAX, IMAGES_MAX, PROMPT_IMAGE_MAX
-from inferpool.protocol.text import fail, flag, integer, model_name, read_json, refuse_rest, seed_of
+from inferpool.protocol.preferences import NO_PREFERENCES, RoutePreferences, take_preferences
 
 # Accepted and without effect here, with the values that mean "as usual".
 NO_OPS: Final[dict[str, tuple[object, ...]]] = {
@@ -46,6 +47,7 @@ class ImagesRequest:
     size: str | None = None
     seed: int | None = None  # 0 to 2**32-1; image i of a request is drawn from seed + i
     stream: bool = False
+    preferences: RoutePreferences = NO_PREFERENCES  # for the gateway, and never sent on
 
     @property
     def job(self) -> Job:
@@ -82,6 +84,7 @@ class ImagesRequest:
             size=_size(body.pop("size", None)),
             seed=seed_of(body.pop("seed", None)),
             stream=flag(body.pop("stream", None), "stream"),
+            preferences=take_preferences(body),
         )
         body.pop("model", None)
         refuse_rest(body, NO_OPS)

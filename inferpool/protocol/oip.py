@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Final, NoReturn
 
+from inferpool.protocol.body import read_json
 from inferpool.protocol.errors import BadRequest
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.limits import BODY_TENSOR_MAX, RANK_MAX, ROWS_MAX, TENSORS_MAX, TEXT_MAX
-from inferpool.protocol.text import read_json
 
 # Bytes of one element; BYTES has no fixed size.
 DATATYPES: Final[dict[str, int]] = {

@@ -13,11 +13,11 @@ from typing import Final
 
 import orjson
 
+from inferpool.protocol.body import fail, model_name
 from inferpool.protocol.errors import BadRequest
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.limits import AUDIO_MS_MAX, BODY_AUDIO_MAX
 from inferpool.protocol.multipart import Part, parse_form
-from inferpool.protocol.text import fail, model_name
 
 FORMATS: Final = ("json", "text", "verbose_json")
 # Accepted and without effect here, with the values that mean "as usual".
