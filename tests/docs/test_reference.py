@@ -17,7 +17,7 @@ from inferpool.chain.memory import MemoryChain
 from inferpool.cli.main import app
 from inferpool.clock import LoopClock
 from inferpool.config import load
-from inferpool.protocol import chat, headers, text
+from inferpool.protocol import body, chat, headers, text
 from inferpool.protocol.errors import CODES
 from inferpool.sim.loop import run_virtual
 from inferpool.sim.parts import SimGateway, SimNode
@@ -247,7 +247,7 @@ def test_every_header_is_documented() -> None:
 
 def test_every_chat_parameter_is_documented() -> None:
     section = sections(read("http.md"))["Chat parameters"]
-    for name in [*text.SAMPLERS, *text.IGNORED, *chat.ROLES]:
+    for name in [*text.SAMPLERS, *body.IGNORED, *chat.ROLES]:
         assert f"`{name}`" in section, name
     table = {row[0].strip("`"): row[1] for row in rows(section)}
     for name, usual in chat.NO_OPS.items():
