@@ -16,7 +16,8 @@ from rich.table import Table
 from inferpool.cli.console import ERR, OUT, AsJson, print_json
 from inferpool.recipes import registry
 from inferpool.recipes.kit.case import Case
-from inferpool.recipes.kit.running import Decision, Listener
+from inferpool.recipes.kit.deciding import Decision
+from inferpool.recipes.kit.running import Listener
 
 HELP = """List the recipes: real uses on real data, end to end.
 
@@ -97,6 +98,7 @@ def run(
         ]
     facts = {
         **recipe.facts(),
+        "made": time.strftime("%Y-%m-%d"),
         "small": small,
         "seconds": round(time.monotonic() - begun, 1),
         "cases": cases,
@@ -151,9 +153,86 @@ def train(
     _exit(results)
 
 
+@app.command("example")
+def example(
+    name: Name,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("examples"),
+    count: Annotated[int, typer.Option(min=1, max=50, help="Cases of each model.")] = 3,
+) -> None:
+    """Write held-out cases as files of the kind that `decide` reads, about made-up people.
+
+    Example:  inferpool recipe example healthcare --out examples
+    """
+    from inferpool.recipes.kit.take import example as write_example
+
+    for case in registry.load(name).cases:
+        for path in write_example(case, out, count):
+            OUT.print(f"{path} ({case.model})", markup=False)
+
+
+@app.command("decide")
+def decide(
+    name: Name,
+    files: Annotated[
+        list[Path], typer.Argument(exists=True, dir_okay=False, help="Files; see `recipe example`.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Which of the recipe's models.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the audit records.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decide your own cases through a pool. What identifies a person stays here; each decision is
+    written to an audit record, and one about a DICOM picture also to a DICOM SR report.
+
+    Example:  inferpool recipe decide healthcare examples/xray-1.dcm
+    """
+    from dataclasses import asdict
+
+    from inferpool.recipes import dicom
+    from inferpool.recipes.kit import take
+    from inferpool.recipes.kit.data import heldout
+    from inferpool.recipes.kit.deciding import Desk
+
+    recipe = registry.load(name)
+    folder = out or Path(f"decisions-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    chosen = [(path, take.choose(recipe, path, model)) for path in files]
+    taken = [(path, case, take.take(case, path)) for path, case in chosen]
+    results = []
+    with _scorers([case for _, case in chosen]) as (pool, engine):
+        for path, case, items in taken:
+            sample, desk = heldout(case.model), Desk(recipe, case, pool, engine, folder)
+            for item in items:
+                (decision,), (record,), _ = desk.decide([item], sample)
+                report = None
+                if path.suffix.lower() == ".dcm":
+                    file = folder / f"{path.stem}-report.dcm"
+                    report = str(dicom.write(path, record, file))
+                results.append({"source": str(path), **asdict(decision), "report": report})
+                if not as_json:
+                    _print_decision(results[-1])
+    if as_json:
+        print_json(results)
+    elif results:
+        OUT.print(f"\naudit records: {folder}", markup=False)
+
+
+def _print_decision(item: dict[str, Any]) -> None:
+    OUT.print(
+        f"[bold]{item['source']}[/]: [bold]{item['verdict']}[/] (score {item['score']:.4g})\n"
+        f"  because of: {item['why'] or 'nothing in particular'}\n"
+        f"  stayed here: {', '.join(item['left_out']) or 'nothing; none was found'}"
+        f"\n  by node {item['node'][:14]} for {item['charge_pico_usd']} pico-USD; made again here:"
+        f" {'bit for bit' if item['bitwise'] else 'the same' if item['replayed'] else 'DIFFERENT'}"
+    )
+    if item["report"]:
+        OUT.print(f"  DICOM SR: {item['report']}", markup=False)
+
+
 @app.command("replay")
 def replay(
-    files: Annotated[list[Path], typer.Argument(help="Audit files.")], as_json: AsJson = False
+    files: Annotated[
+        list[Path], typer.Argument(exists=True, dir_okay=False, help="Audit records or reports.")
+    ],
+    as_json: AsJson = False,
 ) -> None:
     """Make decisions again from their audit files; exit code 1 where one comes out differently.
 
@@ -163,13 +242,16 @@ def replay(
 
     import orjson
 
+    from inferpool.recipes import dicom
     from inferpool.recipes.kit import audit
     from inferpool.recipes.kit.scorer import EngineScorer
 
     results = []
     with EngineScorer() as engine:
         for file in files:
-            again = audit.replay(orjson.loads(file.read_bytes()), engine)
+            in_report = file.suffix.lower() == ".dcm"
+            record = dicom.audit_of(file) if in_report else orjson.loads(file.read_bytes())
+            again = audit.replay(record, engine)
             results.append({"file": str(file), **asdict(again)})
     if as_json:
         print_json(results)
@@ -268,6 +350,15 @@ def _print_service(case: dict[str, Any]) -> None:
         f"  drift: {case['drift']['alarms']} alarms; rehearsal on {again['shifted']}: PSI"
         f" {again['psi']:.2f}, {'alarm' if again['alarm'] else 'NO ALARM'}"
     )
+    if "trace" in case:
+        stays, leaks = ", ".join(case["trace"]["left_out"]), len(case["trace"]["leaks"])
+        OUT.print(f"  stays here: {stays}; {leaks} of them in what is sent", markup=False)
+    if "failover" in case:
+        down = case["failover"]
+        OUT.print(
+            f"  one of two nodes killed: {down['answered']} of {down['sent']} answered,"
+            f" {down['by_pool']} by the pool, slowest {down['slowest_ms']:.0f} ms"
+        )
 
 
 def _exit(cases: Sequence[dict[str, Any]], *, bars: bool = True) -> None:

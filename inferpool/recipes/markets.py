@@ -18,19 +18,22 @@ from inferpool.recipes.kit.metrics import Figure, abs_error_percentile, figure, 
 from inferpool.recipes.kit.running import numeric_kept
 from inferpool.recipes.kit.split import by_time
 
-SP500: Final = packaged(
+OIL: Final = packaged(
     "pypi",
     "arch",
     "8.0",
-    "arch/data/sp500/sp500.csv.gz",
-    102_735,
-    "1e028cbb9c400cc018c816ccc439b33c919387e726c3ed5ca2c05c82746059de",
+    "arch/data/wti/wti.csv.gz",
+    39_069,
+    "b83498894138a65cdc14a67fc1716aa90b3cfda274f976bd3692cc3f1500084d",
 )
 OPTION_FIELDS: Final = ("spot over strike", "years", "volatility", "interest")
 OPTION_RANGES: Final = ((0.7, 1.4), (0.05, 2.0), (0.1, 0.6), (0.0, 0.06))
-RISK_FIELDS: Final = ("log variance, 1 day", "log variance, 5 days", "log variance, 22 days")
+RISK_FIELDS: Final = ("log variance, 5 days", "log variance, 22 days", "log variance, 66 days")
+WINDOWS: Final = (5, 22, 66)  # trading days: a week, a month, a quarter
 WEEK: Final = 5
 TARGET: Final = 0.10  # yearly volatility
+COST: Final = 0.0005  # of what is traded
+LEAST: Final = 1e-6  # daily variance: a week without a move has no logarithm
 
 
 def call_price(x: Array) -> Array:
@@ -95,32 +98,37 @@ def judge_option(sample: Sample, scores: Array) -> list[Figure]:
     ]  # fmt: skip
 
 
-def ranges(table: dict[str, list[str]]) -> tuple[Array, Array]:
-    """Parkinson's variance of each day from its high and low, and the day's log return."""
-    high, low, close = (numbers(table[name]) for name in ("High", "Low", "Adj Close"))
-    variance = np.maximum(np.log(high / low) ** 2 / (4 * np.log(2)), 1e-7)
-    return variance, np.diff(np.log(close), prepend=np.log(close[0]))
+def oil_returns(table: dict[str, list[str]]) -> Array:
+    """The log return of each trading day; days without a price are left out."""
+    prices = numbers([cell for cell in table["DCOILWTICO"] if cell not in ("", ".")])
+    return np.diff(np.log(prices))
 
 
 def train_risk() -> Trained:
-    """HAR: a linear model of the variances of a day, a week and a month; 1999-2012 are known."""
+    """HAR: a linear model of the variances of a week, a month and a quarter; 1986-2009 known."""
     linear = importlib.import_module("sklearn.linear_model").LinearRegression
     pipeline = importlib.import_module("sklearn.pipeline").make_pipeline
-    variance, returns = ranges(columns(read(SP500)))
-    days = np.arange(22, len(variance) - WEEK)
-    means = [np.array([variance[d - w + 1 : d + 1].mean() for d in days]) for w in (1, 5, 22)]
-    x = np.log(np.column_stack(means)).astype(np.float32)
-    y = np.log([variance[d + 1 : d + 1 + WEEK].mean() for d in days])
+    returns = oil_returns(columns(read(OIL)))
+    variance = returns**2
+    days = np.arange(max(WINDOWS), len(variance) - WEEK)
+
+    def mean(first: int, last: int) -> Array:
+        return np.maximum(LEAST, [variance[d + first : d + last + 1].mean() for d in days])
+
+    x = np.log(np.column_stack([mean(1 - width, 0) for width in WINDOWS])).astype(np.float32)
+    y = np.log(mean(1, WEEK))
     known, test = by_time(days.astype(float), 0.7, gap=WEEK)
     model = pipeline(linear()).fit(x[known], y[known])
+    fixed = float(variance[days[known]].mean())
     sample = {
         X: x[test],
         "truth": y[test],
         "month": (days[test] // 21).astype(np.int32),
         "next_return": returns[days[test] + 1],
         **numeric_kept(x[known], model.predict(x[known])),
-        "known_mean": np.array(variance[days[known]].mean()),
-        "scale": np.array(np.var(returns[days[known]]) / variance[days[known]].mean()),
+        "known_mean": np.array(fixed),
+        # A mean of logarithms lies below the logarithm of the mean: by this factor, on known days.
+        "scale": np.array(fixed / np.exp(model.predict(x[known])).mean()),
     }
     return Trained(
         export_sklearn(model, x.shape[1], "log_variance"),
@@ -130,28 +138,35 @@ def train_risk() -> Trained:
         len(known),
         "ordinary least squares on three log variances (HAR, Corsi 2009)",
         (
-            "One index, 1999 to 2018, variance from daily highs and lows.",
-            "For sizing risk. It does not say where a price goes.",
+            "One price, crude oil, 1986 to 2018; a day's variance is its squared return, which is"
+            " noisy: R2 of a week's log variance cannot be high.",
+            "For sizing risk. It does not say where a price goes, and the back-test's return is"
+            " luck: what counts there is how near the risk stays to its target.",
         ),
     )
 
 
 def judge_risk(sample: Sample, scores: Array) -> list[Figure]:
     """Fit of the next week's log variance, and a back-test: how near a portfolio's risk stays to
-    its target when each day's size follows the forecast."""
-    truth, week, month = sample["truth"], sample[X][:, 1].astype(float), sample["month"]
-    yearly = np.sqrt(252 * np.exp(scores) * sample["scale"])
-    fixed = np.sqrt(252 * float(sample["known_mean"]) * float(sample["scale"]))
-    sized = _months(month, sample["next_return"] * np.minimum(2.0, TARGET / yearly))
-    held = _months(month, sample["next_return"] * TARGET / fixed)
-    fit = figure("R2, log variance", r2, truth, scores, week, "last week's", bar=0.40, groups=month)
+    its target when each day's size follows the forecast, and what the trading costs."""
+    truth, last, month = sample["truth"], sample[X][:, 1].astype(float), sample["month"]
+    fit = figure("R2, log variance", r2, truth, scores, last, "last month's", bar=0.30,
+                 groups=month)  # fmt: skip
+    size = np.minimum(2.0, TARGET / np.sqrt(252 * np.exp(scores) * sample["scale"]))
+    fixed = np.full(len(size), TARGET / np.sqrt(252 * float(sample["known_mean"])))
+    paid = COST * np.abs(np.diff(size, prepend=size[0]))
+    sized = _months(month, sample["next_return"] * size - paid)
+    held = _months(month, sample["next_return"] * fixed)
     if not len(sized):  # a small run holds no whole month
         return [fit]
     target = np.full(len(sized), TARGET)
-    gap = figure(
-        "months' gap to 10 % risk", mae, target, sized, held, "fixed size", more_is_better=False
-    )
-    return [fit, gap]
+    return [
+        fit,
+        figure("months' gap to 10 % risk", mae, target, sized, held, "fixed size",
+               more_is_better=False),
+        figure("cost of trading, % a year", lambda _, cost: 252 * 100 * float(cost.mean()),
+               paid, paid, 0.0, "fixed size", more_is_better=False, groups=month),
+    ]  # fmt: skip
 
 
 def _months(month: Array, returns: Array) -> Array:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from email import message_from_string
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from inferpool.models.spam_text import TOKEN_PATTERN, clean
+from inferpool.models.spam_text import TOKEN_PATTERN, clean, subject_and_body
 from inferpool.models.train import spam_onnx
 from inferpool.models.train.spam import SEED, TEST_FOLD, Mail, fold, read_corpus
 from inferpool.models.train.spam_score import word_rule
@@ -24,6 +26,8 @@ from inferpool.recipes.kit.data import Array, Sample, packaged, read
 from inferpool.recipes.kit.export import only_output
 from inferpool.recipes.kit.metrics import Figure, f1, figure, recall
 from inferpool.recipes.kit.running import text_kept
+from inferpool.recipes.kit.split import crossed
+from inferpool.recipes.kit.take import Taken
 
 SMS: Final = packaged(
     "pypi",
@@ -38,6 +42,8 @@ STRENGTHS: Final = (10.0, 30.0, 100.0)
 BAND_ERROR: Final = 0.005
 SAMPLE_MAILS: Final = 400
 MAIL, MESSAGE = 0, 1
+WHO: Final = ("from", "to", "cc", "bcc", "reply-to", "sender", "message-id", "return-path")
+NAME: Final = re.compile(r"[A-Za-z]{3,}")
 _LONG_NUMBER: Final = re.compile(r"[0-9]{5,}")
 _MONEY: Final = re.compile(r"[£€]")
 
@@ -61,6 +67,38 @@ def messages(text: str) -> list[Mail]:
         if label in ("ham", "spam"):
             labels.setdefault(message_text(body), set()).add(int(label == "spam"))
     return [Mail(body, min(both)) for body, both in labels.items() if body and len(both) == 1]
+
+
+def take(path: Path) -> list[Taken]:
+    """One mail (.eml), or one text message (.txt) whose first line is `From: NUMBER`.
+
+    Headers stay here, and so do the words of the names in them wherever the text repeats them.
+    """
+    raw = path.read_bytes().decode("latin-1")
+    parsed = message_from_string(raw)
+    people = {name: value for name, value in parsed.items() if name.lower() in WHO}
+    subject, body = subject_and_body(raw)
+    text = clean(subject, body) if path.suffix.lower() == ".eml" else message_text(body)
+    names = {part.lower() for value in people.values() for part in NAME.findall(value)}
+    kept = [w for w in text.split() if w not in names and w.removeprefix("sms") not in names]
+    if not kept:
+        raise ValueError("there is no word in it")
+    return [Taken(np.array([[" ".join(kept)]], dtype=object), people)]
+
+
+def example(sample: Sample, chosen: Array, folder: Path) -> list[Path]:
+    """Held-out texts as mails and messages between made-up people; marked words are dropped, as
+    reading a message marks them again."""
+    paths = []
+    for number, index in enumerate(chosen):
+        text, is_mail = sample[TEXT][index, 0], sample["channel"][index] == MAIL
+        path = folder / f"{number + 1}.{'eml' if is_mail else 'txt'}"
+        words = text if is_mail else " ".join(w for w in text.split() if not w.startswith("sms"))
+        sender = "Erika Mustermann <erika@example.org>" if is_mail else "+44 7700 900123"
+        head = f"From: {sender}\nTo: Max Mustermann <max@example.net>\n"
+        path.write_text(f"{head}Message-ID: <{number}@example.org>\n\n{words}\n", "latin-1")
+        paths.append(path)
+    return paths
 
 
 def judge(sample: Sample, scores: Array) -> list[Figure]:
@@ -90,8 +128,8 @@ def train() -> Trained:
     all_, channel = [*mails, *texts], np.array([MAIL] * len(mails) + [MESSAGE] * len(texts))
     folds = np.array([fold(mail.text) for mail in all_])
     known, test = np.flatnonzero(folds != TEST_FOLD), np.flatnonzero(folds == TEST_FOLD).tolist()
-    crossed = {c: _crossed(all_, folds, known, c) for c in STRENGTHS}
-    strength = max(STRENGTHS, key=lambda c: _worth(all_, channel, known, crossed[c]))
+    said = {c: _crossed(all_, folds, known, c) for c in STRENGTHS}
+    strength = max(STRENGTHS, key=lambda c: _worth(all_, channel, known, said[c]))
     model = _fit([all_[i] for i in known], strength)
     rules = np.zeros(len(all_), dtype=int)
     for kind in (MAIL, MESSAGE):
@@ -101,8 +139,8 @@ def train() -> Trained:
             [m.text for m, k in zip(all_, channel, strict=True) if k == kind]
         )
     truth = np.array([all_[i].label for i in known])
-    kept = text_kept(crossed[strength])
-    kept["band"] = np.array(choose_band(truth, crossed[strength], BAND_ERROR), dtype=np.float32)
+    kept = text_kept(said[strength])
+    kept["band"] = np.array(choose_band(truth, said[strength], BAND_ERROR), dtype=np.float32)
 
     def sample(chosen: Sequence[int]) -> Sample:
         rows = np.array(chosen)
@@ -165,13 +203,12 @@ def _fit(mails: Sequence[Mail], strength: float) -> Any:
 
 def _crossed(all_: Sequence[Mail], folds: Array, known: Array, strength: float) -> Array:
     """Each known case's probability by a model of the other known folds."""
-    said = np.zeros(len(known))
-    for number in range(TEST_FOLD):
-        model = _fit([all_[i] for i in known if folds[i] != number], strength)
-        judged = np.flatnonzero(folds[known] == number)
-        texts = [all_[known[place]].text for place in judged]
-        said[judged] = model.predict_proba(texts)[:, 1]
-    return said
+
+    def fit(rows: Array) -> Callable[[Array], Array]:
+        model = _fit([all_[i] for i in rows], strength)
+        return lambda held: model.predict_proba([all_[i].text for i in held])[:, 1]
+
+    return crossed(fit, folds, known)
 
 
 def _worth(all_: Sequence[Mail], channel: Array, known: Array, said: Array) -> float:
@@ -199,6 +236,10 @@ RECIPE: Final = Recipe(
             train=train,
             verdict=lambda score: "spam" if score >= 0.5 else "good",
             probability=True,
+            suffixes=(".eml", ".txt"),
+            take=take,
+            example=example,
         ),
     ),
+    whole=True,
 )

@@ -14,8 +14,9 @@ from inferpool.protocol.errors import BadRequest
 from inferpool.recipes import registry
 from inferpool.recipes.kit import data
 from inferpool.recipes.kit.case import Case, Recipe
+from inferpool.recipes.kit.deciding import Decision
 from inferpool.recipes.kit.pool import open_pool
-from inferpool.recipes.kit.running import Decision, Listener, evaluate, run_case
+from inferpool.recipes.kit.running import Listener, evaluate, run_case
 from inferpool.recipes.kit.scorer import EngineScorer
 
 CASES = [(recipe, case) for recipe in registry.all() for case in recipe.cases]
@@ -41,6 +42,9 @@ def test_small_run(recipe: Recipe, case: Case, engine: EngineScorer, tmp_path: P
     assert len(told) == len(found["decisions"]) == len(list(tmp_path.rglob("*.json")))
     assert all(item["bitwise"] for item in found["decisions"])
     assert found["drift"]["rehearsal"]["alarm"]
+    assert found["limits"]
+    assert not found.get("trace", {}).get("leaks")
+    assert "trace" in found or not recipe.whole
 
 
 @pytest.mark.parametrize("case", [case for _, case in CASES], ids=IDS)
@@ -48,7 +52,7 @@ def test_artefacts_are_small_described_and_attributed(case: Case) -> None:
     folder = data.MODELS / "data"
     manifest = catalogue.load(case.model)
     assert manifest.size < 1_000_000
-    assert (folder / f"{case.model}-heldout.npz").stat().st_size < 300_000
+    assert (folder / f"{case.model}-heldout.npz").stat().st_size < 400_000
     assert case.model in (folder / f"{case.model}-card.md").read_text("utf-8")
     assert f"{case.model}.onnx" in (folder / "NOTICE-recipes").read_text("utf-8")
     assert [item.name for item in manifest.outputs] == [case.output]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -56,8 +57,10 @@ def record(
     verdict: str,
     reasons: list[Reason],
     time_ms: int,
+    left_out: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A decision as data. `row` is the one input row, [1, ...]."""
+    """A decision as data. `row` is the one input row, [1, ...]; `left_out` names
+    (never values) what identified somebody and stayed here."""
     given = from_numpy(name, row)
     outputs = [from_numpy(key, value) for key, value in sorted(answer.outputs.items())]
     return {
@@ -68,6 +71,7 @@ def record(
         "class": answer.engine_class,
         "node": answer.node,
         "time_ms": time_ms,
+        "left_out": list(left_out),
         "input_sha256": tensor_hash(given),
         "input": _wire(given),
         "outputs_sha256": hashlib.sha256("".join(map(tensor_hash, outputs)).encode()).hexdigest(),

@@ -72,6 +72,13 @@ path = "{case.model}.onnx"
 """
 
 
+def limits(model: str) -> list[str]:
+    """The known limits in a committed model card."""
+    text = (MODELS / "data" / f"{model}-card.md").read_text("utf-8")
+    _, _, found = text.partition("## Limits\n")
+    return [line.removeprefix("* ") for line in found.splitlines() if line.startswith("* ")]
+
+
 def card(recipe: Recipe, case: Case, trained: Trained, figures: list[Figure], parity: float) -> str:
     """The model card in Markdown, from the numbers of the run that made the model."""
     fields = ", ".join(case.fields) or "one cleaned text"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -54,7 +55,14 @@ class Case:
     unit: str = ""
     threshold: float = 0.5
     tolerance: float = 1e-4  # of the parity gate, relative to the outputs' span if above 1
-    card: Mapping[str, str] = field(default_factory=dict)
+    suffixes: tuple[str, ...] = ()  # of files that `take` reads; without it a table, .csv
+    take: Callable[[Path], Any] | None = None
+    example: Callable[[Sample, Array, Path], list[Path]] | None = None
+    sections: Callable[[Sample, Array], Sequence[Mapping[str, Any]]] | None = None  # of the report
+    deadline_s: float = 1.0  # then this process decides with the same model
+    groups: Sequence[tuple[str, tuple[int, ...]]] = ()  # fields that a reason names together
+    watched: tuple[str, ...] = ()  # what the drift monitor looks at, where not at the fields
+    watch: Callable[[Array], Array] | None = None  # those numbers of input rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,7 @@ class Recipe:
     summary: str
     data: str  # data sets and their licences
     cases: tuple[Case, ...]
+    whole: bool = False  # also rehearsed: a node dies in the middle of the first case's stream
 
     def facts(self) -> dict[str, Any]:
         """For lists."""

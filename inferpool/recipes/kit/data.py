@@ -25,6 +25,7 @@ Array = NDArray[Any]
 Sample = dict[str, Array]
 
 MODELS: Final = Path(str(resources.files("inferpool.models")))
+_DIGITS: Final = 6  # that float32 surely tells apart
 _TEXT: Final = ".xz"  # an array of texts is kept as the bytes of its compressed lines
 
 
@@ -47,12 +48,17 @@ def _file(path: str, size: int, sha256: str, source: Source) -> File:
 
 def read(file: File, store: Store | None = None) -> str:
     """The file's text, unpacked where it ends in .gz or .xz. Raises as `pull`."""
-    content = pull(store or Store(), file).read_bytes()
+    content = fetched(file, store).read_bytes()
     if file.name.endswith(".gz"):
         content = gzip.decompress(content)
     elif file.name.endswith(".xz"):
         content = lzma.decompress(content)
     return content.decode("utf-8-sig")
+
+
+def fetched(file: File, store: Store | None = None) -> Path:
+    """Where the file lies, pulled if it did not. Raises as `pull`."""
+    return pull(store or Store(), file)
 
 
 def columns(text: str, delimiter: str = ",") -> dict[str, list[str]]:
@@ -75,9 +81,14 @@ def one_hot(cells: Sequence[str], values: Sequence[str]) -> Array:
 def rounded(features: Array, decimals: int = 3) -> Array:
     """float32 features that a tree splits the same way in float32 and float64.
 
-    Two neighbouring values must stay apart in float32: un-rounded ones flip branches.
+    Two neighbouring values must stay apart in float32, also large ones: un-rounded ones flip
+    branches. So at most six digits are kept, whatever the decimals.
     """
-    return np.round(np.asarray(features, dtype=np.float64), decimals).astype(np.float32)
+    values = np.round(np.asarray(features, dtype=np.float64), decimals)
+    size = np.floor(np.log10(np.maximum(np.abs(np.nan_to_num(values)), 1.0)))
+    places = 10.0 ** np.minimum(decimals, _DIGITS - 1 - size)
+    found: Array = (np.round(values * places) / places).astype(np.float32)
+    return found
 
 
 def heldout(model: str, folder: Path | None = None) -> Sample:
@@ -85,7 +96,10 @@ def heldout(model: str, folder: Path | None = None) -> Sample:
     path = (folder or MODELS / "data") / f"{model}-heldout.npz"
     with np.load(path, allow_pickle=False) as packed:
         found = {name: packed[name] for name in packed.files}
-    return {name.removesuffix(_TEXT): _unpacked(name, value) for name, value in found.items()}
+    sample = {name.removesuffix(_TEXT): _unpacked(name, value) for name, value in found.items()}
+    if sample.get("x", np.empty(0)).dtype == np.uint8:  # pictures are kept as bytes
+        sample["x"] = sample["x"].astype(np.float32)
+    return sample
 
 
 def save_heldout(model: str, sample: Mapping[str, Array], folder: Path | None = None) -> Path:

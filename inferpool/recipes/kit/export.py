@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import Any, Final
 
+import numpy as np
+
 from inferpool.recipes.kit.data import Array
 
 OPSET: Final = 17
@@ -47,7 +49,33 @@ def export_boosted(model: Any, fields: int, output: str) -> bytes:
         target_opset=15,
         zipmap=False,
     )
+    _floor_thresholds(made, model)
     return _finished(made, output)
+
+
+def _floor_thresholds(made: Any, model: Any) -> None:
+    """Make the file's branches those of the model, for every float32 input.
+
+    The converter takes the nearest float32 of a threshold, which may lie above it and then sends an
+    equal value the other way. For float32 `x`, `x <= t` is `x <= f` exactly where `f` is the
+    greatest float32 that is not above `t`.
+    """
+    exact: dict[tuple[int, np.float32], float] = {}
+    for tree in model.booster_.dump_model()["tree_info"]:
+        waiting = [tree["tree_structure"]]
+        while waiting:
+            node = waiting.pop()
+            if "threshold" in node:
+                key = int(node["split_feature"]), np.float32(node["threshold"])
+                exact[key] = min(exact.get(key, float("inf")), float(node["threshold"]))
+                waiting += [node["left_child"], node["right_child"]]
+    (trees,) = [node for node in made.graph.node if node.op_type.startswith("TreeEnsemble")]
+    found = {attribute.name: attribute for attribute in trees.attribute}
+    features, values = found["nodes_featureids"].ints, found["nodes_values"].floats
+    for place, mode in enumerate(found["nodes_modes"].strings):
+        nearest = np.float32(values[place])
+        if mode == b"BRANCH_LEQ" and float(nearest) > exact[features[place], nearest]:
+            values[place] = np.nextafter(nearest, np.float32(-np.inf))
 
 
 def export_sklearn(model: Any, fields: int, output: str) -> bytes:

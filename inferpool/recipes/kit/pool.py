@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -35,14 +37,13 @@ class PoolScorer:
 
     name = "pool"
 
-    def __init__(self, url: str, home: Home) -> None:
+    def __init__(self, url: str, home: Home, timeout_s: float = _TIMEOUT_S) -> None:
         import tritonclient.http as triton
 
-        self._triton = triton
         self._url, self._home = url, home
         self._headers = {"Authorization": f"Bearer {home.secret('api-key')}"}
         self._client = triton.InferenceServerClient(
-            url.removeprefix("http://"), network_timeout=_TIMEOUT_S
+            url.removeprefix("http://"), network_timeout=timeout_s
         )
 
     def __enter__(self) -> Self:
@@ -53,7 +54,7 @@ class PoolScorer:
 
     def infer(self, model: str, name: str, rows: Array) -> Sample:
         """One paid request."""
-        tensor = self._tensor(name, rows)
+        tensor = _tensor(name, rows)
         answer = self._client.infer(model, [tensor], headers=self._headers)
         names = [output.name for output in catalogue.load(model).outputs]
         return {output: answer.as_numpy(output) for output in names}
@@ -69,29 +70,69 @@ class PoolScorer:
 
     def book(self) -> list[dict[str, Any]]:
         """The gateway's last attempts, the newest first."""
+        attempts: list[dict[str, Any]] = self.status()["attempts"]
+        return attempts
+
+    def status(self) -> dict[str, Any]:
+        """What the gateway tells its operator."""
         request = urllib.request.Request(  # noqa: S310 - a gateway on this machine
             f"{self._url}/inferpool/status",
             headers={"Authorization": f"Bearer {self._home.secret('control-token')}"},
         )
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
-            attempts: list[dict[str, Any]] = orjson.loads(response.read(_BOOK_BYTES))["attempts"]
-        return attempts
+            found: dict[str, Any] = orjson.loads(response.read(_BOOK_BYTES))
+        return found
 
-    def _tensor(self, name: str, rows: Array) -> Any:
-        if rows.dtype == object:
-            tensor = self._triton.InferInput(name, list(rows.shape), "BYTES")
-            encoded = [[str(text).encode() for text in row] for row in rows.tolist()]
-            tensor.set_data_from_numpy(np.array(encoded, dtype=np.object_).reshape(rows.shape))
-        else:
-            tensor = self._triton.InferInput(name, list(rows.shape), "FP32")
-            tensor.set_data_from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
-        return tensor
+
+def request_body(name: str, rows: Array) -> bytes:
+    """The very bytes that `PoolScorer.infer` sends: all that leaves this process about a case."""
+    import tritonclient.http as triton
+
+    made, _ = triton.InferenceServerClient.generate_request_body([_tensor(name, rows)])
+    return bytes(made)
+
+
+def _tensor(name: str, rows: Array) -> Any:
+    import tritonclient.http as triton
+
+    if rows.dtype == object:
+        tensor = triton.InferInput(name, list(rows.shape), "BYTES")
+        encoded = [[str(text).encode() for text in row] for row in rows.tolist()]
+        tensor.set_data_from_numpy(np.array(encoded, dtype=np.object_).reshape(rows.shape))
+    else:
+        tensor = triton.InferInput(name, list(rows.shape), "FP32")
+        tensor.set_data_from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
+    return tensor
 
 
 def _answer(outputs: Sample, attempt: dict[str, Any]) -> Answer:
     proof = attempt["proof"]
     receipt = proof["receipt"]
     return Answer(outputs, receipt["manifest"], receipt["class"], attempt["node"], proof)
+
+
+@dataclass(slots=True)
+class LocalPool:
+    """A pool of our own: chain, gateway and a node, and further nodes with homes of their own."""
+
+    first: Pool
+    more: list[Pool]
+
+    @property
+    def url(self) -> str:
+        """The gateway's."""
+        return self.first.running["gateway"].url
+
+    def client(self, timeout_s: float = _TIMEOUT_S) -> PoolScorer:
+        """A client; one for each thread."""
+        return PoolScorer(self.url, self.first.home, timeout_s)
+
+    def kill_node(self) -> str:
+        """End the first node as a power cut would; returns its address."""
+        node = self.first.running["node"]
+        node.process.kill()
+        node.process.wait()
+        return str(node.facts["node"])
 
 
 @contextmanager
@@ -104,23 +145,43 @@ def open_pool(models: Sequence[str]) -> Iterator[PoolScorer]:
         with PoolScorer(str(gateway["url"]), home) as scorer:
             yield scorer
         return
-    with _own_pool(models) as pool, PoolScorer(pool.running["gateway"].url, pool.home) as scorer:
+    with own_pool(models) as pool, pool.client() as scorer:
         yield scorer
 
 
 @contextmanager
-def _own_pool(models: Sequence[str]) -> Iterator[Pool]:
+def own_pool(models: Sequence[str], nodes: int = 1) -> Iterator[LocalPool]:
     """A pool in a folder of its own, at free ports, that serves just these models."""
-    store = Store()
+    store, models = Store(), list(dict.fromkeys(models))  # an offer names a model once
     for model in models:
         pull_model(store, catalogue.load(model))
-    home = Home(Path(tempfile.mkdtemp(prefix="inferpool-recipe-")))
+    root = Path(tempfile.mkdtemp(prefix="inferpool-recipe-"))
     flags = {"chain.port": 0, "node.port": 0, "gateway.port": 0, "node.models": list(models)}
     try:
-        pool = start_pool(home, flags)
-        try:
+        with ExitStack() as stack:
+            first = start_pool(Home(root / "first"), flags)
+            stack.callback(first.close)
+            pool = LocalPool(first, [])
+            for number in range(1, nodes):
+                more = {
+                    "chain.url": first.running["chain"].url,
+                    "node.port": 0,
+                    "node.models": list(models),
+                    "node.gateways": [pool.url],
+                }
+                pool.more.append(Pool(Home(root / f"node-{number}"), more))
+                stack.callback(pool.more[-1].close)
+                pool.more[-1].start("node")
+            with pool.client() as scorer:
+                _until_known(scorer, nodes)
             yield pool
-        finally:
-            pool.close()
     finally:
-        shutil.rmtree(home.root, ignore_errors=True)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _until_known(scorer: PoolScorer, nodes: int) -> None:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while sum(bool(node["alive"]) for node in scorer.status()["nodes"]) < nodes:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"the gateway does not know {nodes} nodes after {_TIMEOUT_S:g} s")
+        time.sleep(0.1)

@@ -26,13 +26,14 @@ def reasons(scorer: Scorer, case: Case, row: Array, typical: Array | None) -> li
         return _words(scorer, case, str(row[0]))
     if typical is None:
         return []
-    others = np.repeat(row[None], len(row) + 1, axis=0)
-    for column in range(len(row)):
-        others[column + 1, column] = typical[column]
+    groups = case.groups or [(name, (column,)) for column, name in enumerate(case.fields)]
+    others = np.repeat(row[None], len(groups) + 1, axis=0)
+    for number, (_, columns) in enumerate(groups, 1):
+        others[number, list(columns)] = typical[list(columns)]
     effects = _effects(scorer, case, others)
     named = [
-        Reason(field, f"{value:g}", effect)
-        for field, value, effect in zip(case.fields, row.tolist(), effects, strict=True)
+        Reason(name, f"{row[list(columns)].mean():g}", effect)
+        for (name, columns), effect in zip(groups, effects, strict=True)
     ]
     return _strongest(named)
 

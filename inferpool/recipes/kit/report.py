@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -16,7 +17,7 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding
 table{border-collapse:collapse;margin:.6rem 0}td,th{padding:.25rem .7rem;text-align:left;
 vertical-align:top;border-bottom:1px solid #ddd}th{font-weight:600}
 .bad{color:#b00}.good{color:#15803d}
-code{font-size:.9em}svg{max-width:100%}h2{margin-top:2.5rem}
+.key{color:#666;font-size:.9em}code{font-size:.9em}svg{max-width:100%}h2{margin-top:2.5rem}
 """
 
 
@@ -33,10 +34,13 @@ def html(facts: Mapping[str, Any]) -> str:
     """The page."""
     title = escape(str(facts["title"]))
     body = "".join(_case(item) for item in facts["cases"])
+    made = "" if "made" not in facts else f"<p>Run on {escape(facts['made'])}"
+    if made:
+        made += f", {facts['seconds']} s{', few cases (--small)' if facts['small'] else ''}.</p>"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style><h1>{title}</h1><p>{escape(str(facts['summary']))}</p>"
-        f"<p>Data: {escape(str(facts['data']))}</p>{body}</html>"
+        f"<p>Data: {escape(str(facts['data']))}</p>{made}{body}</html>"
     )
 
 
@@ -54,9 +58,58 @@ def _case(case: Mapping[str, Any]) -> str:
         parts.append(svg.calibration(points))
     if "band" in case:
         parts.append(_band(case["band"]))
+    parts += [_section(item) for item in case.get("sections", ())]
     if "decisions" in case:
         parts += [_decisions(case["decisions"]), _service(case), _drift(case["drift"])]
+    if "trace" in case:
+        parts.append(_trace(case["trace"]))
+    if "failover" in case:
+        parts.append(_failover(case["failover"]))
+    if case.get("limits"):
+        items = "".join(f"<li>{_coded(limit)}</li>" for limit in case["limits"])
+        parts.append(f"<h3>Known limits</h3><ul>{items}</ul>")
     return "".join(parts)
+
+
+def _coded(text: str) -> str:
+    """A line of Markdown with nothing but `code` in it."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
+
+
+def _section(item: Mapping[str, Any]) -> str:
+    """What only this recipe has: a title, a text, and a table or lines."""
+    parts = [f"<h3>{escape(item['title'])}</h3><p>{escape(item['text'])}</p>"]
+    if "rows" in item:
+        rows = [[escape(cell) for cell in row] for row in item["rows"]]
+        parts.append(_table([escape(cell) for cell in item["head"]], rows))
+    if "lines" in item:
+        parts.append(svg.lines(item["lines"], *item["axes"]))
+    return "".join(parts)
+
+
+def _trace(trace: Mapping[str, Any]) -> str:
+    stays = ", ".join(
+        f"{escape(name)} = {escape(value[:60])}" for name, value in trace["left_out"].items()
+    )
+    said = "none of them" if not trace["leaks"] else f"FOUND: {escape(', '.join(trace['leaks']))}"
+    return (
+        f"<h3>What leaves</h3><p>An example, <code>{escape(trace['file'])}</code>, about a made-up"
+        f" person. Stays here: {stays}.</p><p>Sent: {escape(trace['sent'])}, SHA-256 <code>"
+        f"{trace['sent_sha256'][:16]}…</code>. Searched for the values above: {said}.</p>"
+    )
+
+
+def _failover(facts: Mapping[str, Any]) -> str:
+    lost = facts["sent"] - facts["answered"]
+    return (
+        f"<h3>A node killed in the middle</h3><p>Of two nodes one was killed after"
+        f" {facts['killed_after']} of {facts['sent']} cases; it had answered"
+        f" {facts['by_killed']}. {facts['answered']} answers came, {facts['by_pool']} from the pool"
+        f" and the rest from this process; {lost} were lost. {facts['receipts']} receipts, nothing"
+        f" charged without one ({facts['charged_for_failed_pico_usd']} pico-USD). The slowest"
+        f" answer took {facts['slowest_ms']:.0f} ms; the greatest difference to the engine in this"
+        f" process is {facts['difference_to_engine']:.2g}.</p>"
+    )
 
 
 def _figures(figures: Sequence[Mapping[str, Any]]) -> str:
@@ -68,13 +121,18 @@ def _figures(figures: Sequence[Mapping[str, Any]]) -> str:
         rows.append(
             [
                 escape(item["name"]),
+                svg.interval(item),
                 f"{item['value']:.4f} ({item['low']:.4f} to {item['high']:.4f})",
                 str(item["n"]),
                 f"{item['baseline']:.4f} ({escape(item['baseline_name'])})",
                 f'<span class="{"good" if item["reached"] else "bad"}">{wanted}</span>',
             ]
         )
-    return _table(["figure", "value (95 % interval)", "n", "baseline", "wanted"], rows)
+    key = (
+        '<p class="key">Drawn: value (dot), its interval (wide), baseline (red),'
+        " wanted (dashed).</p>"
+    )
+    return key + _table(["figure", "", "value (95 % interval)", "n", "baseline", "wanted"], rows)
 
 
 def _band(band: Mapping[str, Any]) -> str:

@@ -2,48 +2,36 @@
 
 from __future__ import annotations
 
-import time
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
 
-from inferpool.protocol.units import format_usd
-from inferpool.recipes.kit import audit, calibration, drift
+from inferpool.recipes.kit import calibration, card, drift
 from inferpool.recipes.kit.case import TEXT, Case, Recipe, Trained, scores_of
 from inferpool.recipes.kit.data import Array, Sample, first, heldout
+from inferpool.recipes.kit.deciding import Decision, Desk, cost, spread
 from inferpool.recipes.kit.gate import parity
+from inferpool.recipes.kit.live import rehearse
 from inferpool.recipes.kit.metrics import Figure
-from inferpool.recipes.kit.reasons import reasons
+from inferpool.recipes.kit.pool import request_body
 from inferpool.recipes.kit.scorer import (
-    Answer,
     Scorer,
     difference,
     infer_all,
     latencies_ms,
 )
+from inferpool.recipes.kit.take import example, leaks, take
 
 AGREE: Final = 2e-6  # pool against the engine in this process, relative (design D6)
 SMALL_ROWS: Final = 256
 DECISIONS: Final = 8
 _CALLS: Final = 200
 _SMALL_CALLS: Final = 20
-_PICO: Final = 10**12
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """One decision as it is shown."""
-
-    case: str
-    score: float
-    verdict: str
-    why: str
-    node: str
-    charge_pico_usd: int
-    replayed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +48,8 @@ def evaluate(
     engine: Scorer,
     rows: int | None = None,
     listener: Listener | None = None,
+    *,
+    sections: bool = False,
 ) -> dict[str, Any]:
     """Score the committed held-out cases both ways and judge them."""
     told = listener or Listener()
@@ -85,6 +75,7 @@ def evaluate(
         "difference_to_engine": apart,
         "agrees": apart <= AGREE,
         **_probability_facts(case, sample, scores),
+        **({"sections": case.sections(sample, scores)} if sections and case.sections else {}),
     }
 
 
@@ -119,12 +110,20 @@ def run_case(
     listener: Listener,
 ) -> dict[str, Any]:
     """Everything about one case: figures, drift, decisions with audits, latency, cost."""
-    facts = evaluate(case, scorer, engine, SMALL_ROWS if small else None, listener)
+    rows = SMALL_ROWS if small else None
+    facts = evaluate(case, scorer, engine, rows, listener, sections=True)
     sample = heldout(case.model)
-    facts["drift"] = drift_facts(case, sample, engine)
-    facts["decisions"], facts["cost"] = _decide(
-        recipe, case, sample, scorer, engine, out / "decisions", listener
-    )
+    said = scores_of(case, infer_all(engine, case.model, case.input, sample[case.input]))
+    facts["drift"] = drift_facts(case, sample, said)
+    desk = Desk(recipe, case, scorer, engine, out / "decisions")
+    taken = spread(sample[case.input], said, DECISIONS)
+    decisions, _, told = desk.decide(taken, sample, listener.decision)
+    facts["decisions"], facts["cost"] = [asdict(item) for item in decisions], cost(told)
+    facts["limits"] = card.limits(case.model)
+    if recipe.whole:
+        facts["trace"] = trace(case)
+    if recipe.whole and not small and case is recipe.cases[0]:
+        facts["failover"] = rehearse(case, sample[case.input], engine)
     calls = _SMALL_CALLS if small else _CALLS
     facts["latency"] = {
         way.name: _percentiles(latencies_ms(way, case.model, case.input, sample[case.input], calls))
@@ -134,17 +133,19 @@ def run_case(
 
 
 def monitored(case: Case, sample: Sample, scores: Array) -> Array:
-    """What the drift monitor looks at: every numeric field, and the score."""
+    """What the drift monitor looks at: every numeric field (or what is watched), and the score."""
     score = scores.astype(np.float32).reshape(-1, 1)
-    return score if case.input == TEXT else np.hstack([sample[case.input], score])
+    if case.input == TEXT:
+        return score
+    rows = sample[case.input]
+    return np.hstack([rows if case.watch is None else case.watch(rows), score])
 
 
-def drift_facts(case: Case, sample: Sample, engine: Scorer) -> dict[str, Any]:
+def drift_facts(case: Case, sample: Sample, scores: Array) -> dict[str, Any]:
     """The monitor on the held-out cases, and a rehearsal: one field shifted by two deviations."""
-    fields = (*case.fields, "score")
+    fields = (*(case.watched or case.fields), "score")
     monitor = drift.Monitor(fields, sample["drift_edges"], sample["drift_shares"])
-    outputs = infer_all(engine, case.model, case.input, sample[case.input])
-    now = monitored(case, sample, scores_of(case, outputs))
+    now = monitored(case, sample, scores)
     column = int(np.argmax([len(np.unique(now[:, i])) for i in range(now.shape[1])]))
     moved = monitor.check(drift.shifted(now, column, 2.0))
     hit = next(item for item in moved if item.field == fields[column])
@@ -157,64 +158,20 @@ def drift_facts(case: Case, sample: Sample, engine: Scorer) -> dict[str, Any]:
     }
 
 
-def _decide(
-    recipe: Recipe,
-    case: Case,
-    sample: Sample,
-    scorer: Scorer,
-    engine: Scorer,
-    folder: Path,
-    listener: Listener,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A few single decisions, each bought, explained, written to a file and replayed from it."""
-    chosen = np.linspace(0, len(sample["truth"]) - 1, DECISIONS).astype(int)
-    rows = [sample[case.input][index][None] for index in chosen]
-    answers: list[Sample] = []
-    times_ms = []
-    for row in rows:
-        answers.append(scorer.infer(case.model, case.input, row))
-        times_ms.append(time.time_ns() // 1_000_000)
-    told = scorer.told(case.model, answers)
-    shown = []
-    for row, answer, time_ms in zip(rows, told, times_ms, strict=True):
-        score = float(scores_of(case, answer.outputs)[0])
-        why = reasons(engine, case, row[0], sample.get("typical"))
-        verdict = verdict_of(case, sample, score)
-        decision = audit.record(
-            recipe.name, case.model, case.input, row, answer, score, verdict, why, time_ms
-        )
-        path = audit.write(decision, folder / case.model)
-        again = audit.replay(decision, engine)
-        spent = _charge(answer)
-        words = ", ".join(f"{item.field} {item.effect:+.3g}" for item in why[:3])
-        item = Decision(case.model, score, verdict, words, answer.node, spent, again.same)
-        listener.decision(item)
-        shown.append(asdict(item) | {"bitwise": again.bitwise, "file": path.name})
-    return shown, _cost(told)
-
-
-def verdict_of(case: Case, sample: Sample, score: float) -> str:
-    """The case's own verdict, or a person's where the score lies in the band."""
-    if "band" in sample and case.probability:
-        low, high = map(float, sample["band"])
-        if low < high and low <= score <= high:
-            return "refer to a person"
-    return case.verdict(score)
-
-
-def _charge(answer: Answer) -> int:
-    return int(answer.receipt["receipt"]["chargePico"]) if answer.receipt else 0
-
-
-def _cost(told: list[Answer]) -> dict[str, Any]:
-    charged = sum(map(_charge, told))
-    per_thousand = charged * 1000 // max(1, len(told))
-    return {
-        "decisions": len(told),
-        "charged_pico_usd": charged,
-        "usd_per_1000_decisions": per_thousand / _PICO,
-        "per_1000_decisions": format_usd(per_thousand),
-    }
+def trace(case: Case) -> dict[str, Any]:
+    """What leaves of an example file with made-up people, and what does not: the request's very
+    bytes are searched for every identifier."""
+    with TemporaryDirectory() as folder:
+        path = example(case, Path(folder), 1)[0]
+        item = take(case, path)[-1]
+        sent = request_body(case.input, item.row)
+        return {
+            "file": path.name,
+            "left_out": dict(item.identifiers),
+            "sent": f"{case.input} {list(item.row.shape)}, {len(sent)} bytes",
+            "sent_sha256": hashlib.sha256(sent).hexdigest(),
+            "leaks": leaks(sent, item.identifiers),
+        }
 
 
 def _percentiles(times_ms: Array) -> dict[str, float]:

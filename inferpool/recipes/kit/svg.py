@@ -1,10 +1,11 @@
-"""Three drawings as SVG text: lines, bars, and said against happened. No plotting library."""
+"""Drawings as SVG text: lines, bars, intervals, said against happened. No plotting library."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Final
+from typing import Any, Final
 
 WIDTH: Final = 520
 HEIGHT: Final = 240
@@ -47,6 +48,35 @@ def calibration(said_happened: Points) -> str:
     frame.line(said_happened, _COLOURS[0])
     frame.dots(said_happened, _COLOURS[0])
     return frame.text()
+
+
+def interval(figure: Mapping[str, Any]) -> str:
+    """A figure on a small line of its own: the interval, the value (dot), the baseline (tick), and
+    the bar to reach (dashed)."""
+    marks = [figure[key] for key in ("low", "high", "value", "baseline")]
+    marks += [figure["bar"]] if figure["bar"] is not None else []
+    known = [mark for mark in marks if math.isfinite(mark)]
+    low, high = min(known), max(known)
+    low, high = low - 0.05 * (high - low), high + 0.05 * (high - low) or 1.0
+
+    def at(value: float) -> float:
+        return 4 + 132 * (value - low) / ((high - low) or 1.0) if math.isfinite(value) else 4.0
+
+    left, right, value, base = (at(mark) for mark in marks[:4])
+    parts = [
+        '<path d="M4 9H136" stroke="#ddd"/>',
+        f'<path d="M{left:.1f} 9H{max(right, left + 1):.1f}" stroke="{_COLOURS[0]}"'
+        ' stroke-width="5" stroke-opacity="0.45"/>',
+        f'<path d="M{base:.1f} 2V16" stroke="{_COLOURS[1]}" stroke-width="2"/>',
+        f'<circle cx="{value:.1f}" cy="9" r="3.5" fill="{_COLOURS[0]}"/>',
+    ]
+    if figure["bar"] is not None:
+        x = at(figure["bar"])
+        parts.append(f'<path d="M{x:.1f} 1V17" stroke="#222" stroke-dasharray="2 2"/>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 140 18" width="140" height="18"'
+        f' role="img">{"".join(parts)}</svg>'
+    )
 
 
 class _Frame:

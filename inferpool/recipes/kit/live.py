@@ -1,0 +1,133 @@
+"""A stream of cases under a deadline: the pool decides, and this process where the pool is late.
+
+No case is lost: what the pool does not answer in time, or refuses, the same model answers here.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as Late
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from inferpool.recipes.kit.case import Case
+from inferpool.recipes.kit.data import Array, Sample
+from inferpool.recipes.kit.pool import own_pool
+from inferpool.recipes.kit.scorer import Scorer, difference
+
+WORKERS: Final = 4
+_REHEARSED: Final = 90  # requests; the gateway's book shows its last 100 attempts
+_PATIENCE_S: Final = 20.0
+
+Ask = Callable[[Array], Sample]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One answer: `local` where the engine of this process gave it, `ms` after it was asked for."""
+
+    outputs: Sample
+    local: bool
+    ms: float
+
+
+class Stream:
+    """Asks from `workers` threads and hands the answers on in the cases' order.
+
+    `ask` runs in those threads, `local` in the caller's.
+    """
+
+    def __init__(self, ask: Ask, local: Ask, deadline_s: float, workers: int = WORKERS) -> None:
+        self._ask, self._local, self._deadline_s = ask, local, deadline_s
+        self._workers = workers
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="stream")
+
+    def close(self) -> None:
+        """Wait for the answers that came too late; they are thrown away."""
+        self._threads.shutdown()
+
+    def serve(self, rows: Array) -> Iterator[Served]:
+        """An answer for each row [n, ...], in order, at most the deadline and one local run late.
+
+        A case's time begins when it is asked, so a full stream does not hide its own waiting.
+        """
+        waiting: deque[tuple[Array, Future[Sample], float]] = deque()
+        for index in range(len(rows)):
+            if len(waiting) == self._workers:
+                yield self._finish(*waiting.popleft())
+            row = rows[index : index + 1]
+            waiting.append((row, self._threads.submit(self._ask, row), time.monotonic()))
+        while waiting:
+            yield self._finish(*waiting.popleft())
+
+    def _finish(self, row: Array, asked: Future[Sample], begun: float) -> Served:
+        local = False
+        try:
+            outputs = asked.result(max(0.0, begun + self._deadline_s - time.monotonic()))
+        except (Late, Exception):  # whatever went wrong out there, this case is decided here
+            asked.cancel()
+            outputs, local = self._local(row), True
+        return Served(outputs, local, 1000 * (time.monotonic() - begun))
+
+
+def rehearse(case: Case, rows: Array, engine: Scorer) -> dict[str, Any]:
+    """Kill one of two nodes (real processes) in the middle of a stream, and count what is lost.
+
+    Every answer is compared with the engine's; the gateway's book says what was paid.
+    """
+    chosen = rows[np.linspace(0, len(rows) - 1, _REHEARSED).astype(int)]
+    served: list[Served] = []
+    with own_pool([case.model], nodes=2) as pool, _asking(pool.client, case) as ask:
+        stream = Stream(ask, lambda row: engine.infer(case.model, case.input, row), _PATIENCE_S)
+        try:
+            for answer in stream.serve(chosen):
+                served.append(answer)
+                if len(served) == _REHEARSED // 3:
+                    killed = pool.kill_node()
+        finally:
+            stream.close()
+        with pool.client() as client:
+            book = client.book()
+    apart = [
+        difference(answer.outputs, engine.infer(case.model, case.input, row[None]))
+        for row, answer in zip(chosen, served, strict=True)
+    ]
+    paid = [item for item in book if item["proof"]]
+    return {
+        "sent": len(chosen),
+        "answered": len(served),
+        "by_pool": sum(not answer.local for answer in served),
+        "killed": killed,
+        "killed_after": _REHEARSED // 3,
+        "by_killed": sum(item["node"] == killed for item in paid),
+        "failed_attempts": len(book) - len(paid),
+        "receipts": len(paid),
+        "charged_for_failed_pico_usd": sum(
+            item["charge_pico_usd"] for item in book if not item["proof"]
+        ),
+        "slowest_ms": round(max(answer.ms for answer in served), 1),
+        "difference_to_engine": max(apart),
+    }
+
+
+@contextmanager
+def _asking(open_client: Callable[[float], Any], case: Case) -> Iterator[Ask]:
+    """`infer` for many threads: a client is made in each."""
+    mine, opened = threading.local(), []
+
+    def ask(row: Array) -> Sample:
+        if not hasattr(mine, "client"):
+            mine.client = open_client(_PATIENCE_S)
+            opened.append(mine.client)
+        found: Sample = mine.client.infer(case.model, case.input, row)
+        return found
+
+    yield ask
+    opened.clear()  # a thread's client ends with it

@@ -1,0 +1,103 @@
+"""Streams under a deadline, a node that is killed, and labels that come weeks later."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inferpool.recipes import fraud_desk, registry
+from inferpool.recipes.kit.data import Array, Sample, heldout
+from inferpool.recipes.kit.ledger import COMPLAINT, REVIEW, Ledger
+from inferpool.recipes.kit.live import Stream, rehearse
+from inferpool.recipes.kit.scorer import EngineScorer
+
+ROWS = np.arange(12, dtype=np.float32).reshape(-1, 1)
+
+
+def doubled(row: Array) -> Sample:
+    return {"y": 2 * row}
+
+
+def served(stream: Stream) -> list[tuple[float, bool]]:
+    try:
+        return [(float(item.outputs["y"][0, 0]), item.local) for item in stream.serve(ROWS)]
+    finally:
+        stream.close()
+
+
+def test_answers_come_in_order() -> None:
+    assert served(Stream(doubled, doubled, 30.0)) == [(2.0 * i, False) for i in range(12)]
+
+
+def test_what_is_late_is_answered_here() -> None:
+    opened = threading.Event()
+
+    def ask(row: Array) -> Sample:
+        if row[0, 0] == 3:
+            assert opened.wait(30)
+        return doubled(row)
+
+    def local(row: Array) -> Sample:
+        opened.set()  # the pool may end now: its answer comes too late all the same
+        return doubled(row)
+
+    stream = Stream(ask, local, 0.2, workers=1)
+    found = served(stream)
+    assert [value for value, _ in found] == [2.0 * i for i in range(12)]
+    assert found[3] == (6.0, True)
+
+
+def test_what_fails_is_answered_here() -> None:
+    def ask(row: Array) -> Sample:
+        raise ConnectionError("gone")
+
+    assert served(Stream(ask, doubled, 30.0)) == [(2.0 * i, True) for i in range(12)]
+
+
+@pytest.mark.timeout(180)  # five processes start, on a machine that may be busy
+def test_a_node_killed_in_the_middle_loses_nothing(engine: EngineScorer) -> None:
+    case = registry.load("crm").cases[0]
+    found = rehearse(case, heldout(case.model)[case.input], engine)
+    assert found["sent"] == found["answered"] == found["by_pool"] == found["receipts"]
+    assert 0 < found["by_killed"] < found["sent"]
+    assert found["charged_for_failed_pico_usd"] == 0
+    assert found["difference_to_engine"] <= 2e-6
+
+
+def test_ledger_queues_learns_and_waits(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "a.sqlite") as ledger:
+        for number, score in enumerate((0.9, 0.1, 0.7, 0.8)):
+            ledger.decide(number, float(number), 7, score, alert=score > 0.5)
+        assert ledger.queue(2) == [0, 3]
+        ledger.learn(0, 4.0, 1, REVIEW)
+        ledger.learn(0, 50.0, 0, COMPLAINT)  # the first word counts
+        assert ledger.queue(5) == [3, 2]
+        assert ledger.known_fraud(7, 4.0)
+        assert not ledger.known_fraud(7, 4.5)
+        assert not ledger.known_fraud(8, 0.0)
+        labels, scores = ledger.matured(11.0, 10.0)
+        assert (labels.tolist(), scores.tolist()) == ([1, 0], [0.9, 0.1])
+        assert ledger.found() == {REVIEW: (1, 1)}
+    with Ledger(tmp_path / "a.sqlite") as again:
+        assert again.queue(5) == [3, 2]
+
+
+def test_no_fraud_is_counted_twice_or_forgotten(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    count = 900
+    truth = (random.uniform(size=count) < 0.05).astype(int)
+    sample = {
+        "day": np.sort(random.uniform(0, 120, count)),
+        "truth": truth,
+        "customer": random.integers(0, 50, count),
+    }
+    scores = np.clip(truth * 0.4 + random.uniform(size=count) * 0.5, 0, 1)
+    for feedback in (False, True):
+        found = fraud_desk.work(sample, scores, tmp_path / str(feedback), feedback=feedback)
+        reviewed, said = found["found_by_review"], found["found_by_complaint"]
+        assert reviewed + said + found["never_known"] == truth.sum()
+        assert found["looked_at"] <= fraud_desk.CAPACITY * found["days"]
+        assert reviewed > truth.sum() / 2
