@@ -41,7 +41,10 @@ class PoolScorer:
         import tritonclient.http as triton
 
         self._url, self._home = url, home
-        self._headers = {"Authorization": f"Bearer {home.secret('api-key')}"}
+        self._headers = {
+            "Authorization": f"Bearer {home.secret('api-key')}",
+            "Inferpool-Receipts": "signed",  # each by itself: a decision's audit stands alone
+        }
         self._client = triton.InferenceServerClient(
             url.removeprefix("http://"), network_timeout=timeout_s
         )
