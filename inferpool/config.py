@@ -87,6 +87,8 @@ class GatewayConfig:
     deposit_base_units: int = 2_000_000
     cap_per_node_base_units: int = 10_000_000
     cap_total_base_units: int = 100_000_000
+    cap_per_day_base_units: int = 100_000_000
+    idle_release_s: int = 604_800  # capital with nodes unused for so long comes back; 0: never
     window: int = 32  # maxima that one voucher may cover, with nodes that have delivered
     window_base_units: int = 1_000  # most that lies with one node beyond what is in flight
     value_of_time_usd_per_hour: str = "0.1"

@@ -102,6 +102,18 @@ class Chain(Protocol):
         """Pay out to the receiver all that was claimed for it."""
         ...
 
+    async def initiate_withdraw(self, config: ChannelConfig, amount: int) -> TransactionReceipt:
+        """Start the payer's way out; sent by the payer or its authoriser."""
+        ...
+
+    async def finalize_withdraw(self, config: ChannelConfig) -> TransactionReceipt:
+        """End the payer's way out, once the channel's delay is over."""
+        ...
+
+    async def refund(self, config: ChannelConfig, amount: int) -> TransactionReceipt:
+        """Give unclaimed money back to the payer; by the receiver's side."""
+        ...
+
     async def withdrawing(self, receiver: bytes, since_block: int) -> tuple[list[bytes], int]:
         """Channel ids on which a withdrawal was started since a block, and the next block."""
         ...

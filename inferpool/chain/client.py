@@ -24,7 +24,7 @@ from inferpool.chain.base import (
 )
 from inferpool.chain.events import REORG_DEPTH, EventReader
 from inferpool.chain.rpc import Post, Rpc, RpcRefused, post_by_urllib, unavailable
-from inferpool.chain.sender import RECEIPT_TIMEOUT_S, Sender
+from inferpool.chain.sender import RECEIPT_TIMEOUT_S, Sender, fees_from_history
 from inferpool.identity.signing import Key
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import Refused
@@ -253,6 +253,14 @@ class EvmChain:
         """Leave the registry; all stake starts its way out."""
         return await self._registered("deregister")
 
+    async def stake(self, owner: bytes) -> tuple[int, int, int]:
+        """Base units at stake, base units on their way out, and the second when those may leave."""
+        answer = await self._read(self.registry, _REGISTRY.call("stake_of", owner))
+        (at_stake,) = _REGISTRY.functions["stake_of"].result(answer)
+        answer = await self._read(self.registry, _REGISTRY.call("unbonding_of", owner))
+        ((unbonding, ready_at_s),) = _REGISTRY.functions["unbonding_of"].result(answer)
+        return at_stake, unbonding, ready_at_s
+
     # -- the court; the sender is the reporter, any one, and gets a tenth of the penalty
 
     async def report_two_receipts(
@@ -290,6 +298,15 @@ class EvmChain:
         """Send base units of a token."""
         return await self._send(token, _TOKEN.call("transfer", to, amount))
 
+    async def transfer_gas(self, to: bytes, wei: int) -> TransactionReceipt:
+        """Send wei of the chain's own coin."""
+        return await self._send(to, b"", wei)
+
+    async def gas_price(self) -> int:
+        """Wei for one gas that a transaction of now offers at most."""
+        history = await self.rpc.call("eth_feeHistory", "0x4", "latest", [50])
+        return fees_from_history(history).max_fee
+
     async def approve(self, token: bytes, spender: bytes, amount: int) -> TransactionReceipt:
         """Allow a spender, such as the registry, some of the sender's tokens."""
         return await self._send(token, _TOKEN.call("approve", spender, amount))
@@ -309,9 +326,9 @@ class EvmChain:
         except (TypeError, ValueError):
             raise unavailable("the chain's answer is no hex") from None
 
-    async def _send(self, to: bytes, data: bytes) -> TransactionReceipt:
+    async def _send(self, to: bytes, data: bytes, value: int = 0) -> TransactionReceipt:
         assert self._sender is not None, "this chain was opened without a sender's key"
-        receipt, _ = await self._sender.send(to, data)
+        receipt, _ = await self._sender.send(to, data, value)
         return receipt
 
     async def _settlement(self, function: str, *args: object) -> TransactionReceipt:

@@ -337,6 +337,22 @@ class FailingChain:
         """As the seam says."""
         return await self._through("settle", lambda: self._chain.settle(receiver, token))
 
+    async def initiate_withdraw(self, config: ChannelConfig, amount: int) -> TransactionReceipt:
+        """As the seam says."""
+        return await self._through(
+            "initiate_withdraw", lambda: self._chain.initiate_withdraw(config, amount)
+        )
+
+    async def finalize_withdraw(self, config: ChannelConfig) -> TransactionReceipt:
+        """As the seam says."""
+        return await self._through(
+            "finalize_withdraw", lambda: self._chain.finalize_withdraw(config)
+        )
+
+    async def refund(self, config: ChannelConfig, amount: int) -> TransactionReceipt:
+        """As the seam says."""
+        return await self._through("refund", lambda: self._chain.refund(config, amount))
+
     async def withdrawing(self, receiver: bytes, since_block: int) -> tuple[list[bytes], int]:
         """As the seam says."""
         return await self._through(

@@ -65,7 +65,9 @@ class Sender:
         self._lock = asyncio.Lock()
         self._next_nonce = 0  # at least; the chain knows more
 
-    async def send(self, to: bytes | None, data: bytes) -> tuple[TransactionReceipt, Json]:
+    async def send(
+        self, to: bytes | None, data: bytes, value: int = 0
+    ) -> tuple[TransactionReceipt, Json]:
         """Send a transaction and wait until it is mined, and as many blocks more as it takes to
         count; our receipt and the chain's own.
 
@@ -73,7 +75,7 @@ class Sender:
         where the chain is silent: then the transaction may still be mined later.
         """
         async with self._lock:
-            sent = await self._broadcast(to, data)
+            sent = await self._broadcast(to, data, value)
         receipt = await self._wait(sent)
         if int(receipt["status"], 16) != 1:
             raise Refused(await self._reason(to, data, receipt), code="chain_reverted")
@@ -86,10 +88,10 @@ class Sender:
         )
         return mined, receipt
 
-    async def _broadcast(self, to: bytes | None, data: bytes) -> Transaction:
+    async def _broadcast(self, to: bytes | None, data: bytes, value: int) -> Transaction:
         """Sign and hand over. Holds the lock, so nonces have no gaps."""
         for _ in range(_ATTEMPTS):
-            transaction = await self._fill(to, data)
+            transaction = await self._fill(to, data, value)
             raw = sign_transaction(transaction, self.key)
             try:
                 await self._hand_over(raw)
@@ -104,8 +106,8 @@ class Sender:
             return transaction
         raise unavailable("another sender keeps taking this key's nonces")
 
-    async def _fill(self, to: bytes | None, data: bytes) -> Transaction:
-        query: Json = {"from": to_hex(self.key.address), "data": to_hex(data)}
+    async def _fill(self, to: bytes | None, data: bytes, value: int) -> Transaction:
+        query: Json = {"from": to_hex(self.key.address), "data": to_hex(data), "value": hex(value)}
         if to is not None:
             query["to"] = to_hex(to)
         estimate, history, nonce = await self._rpc.batch(
@@ -126,6 +128,7 @@ class Sender:
             gas=int(estimate, 16) * GAS_MARGIN_PERCENT // 100,
             max_fee_wei=fees.max_fee,
             max_priority_fee_wei=fees.max_priority_fee,
+            value=value,
         )
 
     async def _hand_over(self, raw: bytes) -> None:

@@ -13,6 +13,7 @@ from inferpool import __version__
 from inferpool.cli import (
     backup,
     chain,
+    channels,
     config,
     demo,
     explain,
@@ -42,7 +43,9 @@ app.add_typer(node.app, name="node")
 app.command("gateway", help=gateway.HELP)(gateway.gateway)
 app.command("chain", help=chain.HELP)(chain.chain)
 app.add_typer(models.app, name="models")
-app.command("wallet", help=wallet.HELP)(wallet.wallet)
+app.add_typer(wallet.app, name="wallet")
+app.add_typer(channels.app, name="channels")
+app.command("claim", help=channels.CLAIM_HELP)(channels.claim)
 app.command("status", help=status.HELP)(status.status)
 app.command("explain", help=explain.HELP)(explain.explain)
 app.command("sim", help=sim.HELP)(sim.sim)

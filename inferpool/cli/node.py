@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 import typer
@@ -87,7 +87,7 @@ def claim(as_json: AsJson = False) -> None:
     )
 
 
-def claim_now(home: Home) -> dict[str, object]:
+def claim_now(home: Home) -> dict[str, Any]:
     """Ask the running node to claim. Raises Unavailable where none runs."""
     running = home.running("node")
     if running is None:
@@ -99,7 +99,7 @@ def claim_now(home: Home) -> dict[str, object]:
     )
     try:
         with opened(running, request, 120) as response:
-            report: dict[str, object] = orjson.loads(response.read(1 << 20))
+            report: dict[str, Any] = orjson.loads(response.read(1 << 20))
     except urllib.error.URLError as error:
         raise Unavailable(f"The node could not claim: {error}") from None
     return report

@@ -9,17 +9,19 @@ from typing import Final
 from inferpool.chain.base import Chain
 from inferpool.chain.client import EvmChain
 from inferpool.clock import Clock, SystemClock
-from inferpool.config import Config
+from inferpool.config import Config, GatewayConfig
+from inferpool.daemon.books import capital_of, caps_of
 from inferpool.daemon.chains import asset_of, is_embedded, open_chain
 from inferpool.daemon.door import open_door, refuse_open
 from inferpool.daemon.grpc_door import grpc_door
 from inferpool.daemon.serving import run_role
 from inferpool.gateway.app import GatewayApp
 from inferpool.gateway.canary import ACCOUNT, Canaries
+from inferpool.gateway.control import CapitalControls
 from inferpool.gateway.directory import Directory
 from inferpool.gateway.gateway import Caller, Gateway
 from inferpool.gateway.route_book import RouteBook
-from inferpool.gateway.treasury import Caps, Treasury
+from inferpool.gateway.treasury import Treasury
 from inferpool.home import Home
 from inferpool.identity.keys import Role
 from inferpool.models import catalogue
@@ -47,11 +49,7 @@ async def serve_gateway(config: Config, home: Home) -> None:
     payer = keys.key(Role.PAYER, create=True)
     authorizer = keys.key(Role.PAYER_AUTHORIZER, create=True)
     gas = keys.key(Role.GAS, create=True)
-    if settings.open:
-        refuse_open("gateway", settings.host, settings.endpoint)
-    if settings.window < 1 or settings.window_base_units < 0:
-        message = "gateway.window must be 1 or more, gateway.window_base_units 0 or more"
-        raise Refused(message, code="bad_config", param="gateway.window")
+    _check(settings)
     door = open_door(home, "gateway", settings.host, settings.port, settings.endpoint)
     chain = await open_chain(config.chain, home, sender=gas)
     if is_embedded(config.chain):
@@ -59,20 +57,12 @@ async def serve_gateway(config: Config, home: Home) -> None:
     journal = SqlJournal(home.ledger("gateway"))
     try:
         ledger = PayerLedger(journal, chain.chain_id)
-        api_key = home.secret("api-key")
         clock = SystemClock()
-        if ledger.account(api_key) is None:
-            await ledger.add_account(api_key, Account(KEY_NAME, None), clock.now_ms())
-        caps = Caps(
-            settings.deposit_base_units,
-            settings.cap_per_node_base_units,
-            settings.cap_total_base_units,
-            settings.window,
-            settings.window_base_units,
-        )
+        await _account(ledger, home.secret("api-key"), KEY_NAME, clock)
+        treasury = Treasury(chain, ledger, payer, authorizer, caps_of(settings))
         gateway = Gateway(
             directory=directory_of(config, chain, clock),
-            treasury=Treasury(chain, ledger, payer, authorizer, caps),
+            treasury=treasury,
             ledger=ledger,
             routes=RouteBook(journal),
             clock=clock,
@@ -81,14 +71,18 @@ async def serve_gateway(config: Config, home: Home) -> None:
         )
         await gateway.start()
         anyone = await _account(ledger, "", ANYONE, clock) if settings.open else None
-        canaries = await _canaries(config, home, gateway) if settings.canary else None
+        capital = capital_of(config, chain, treasury, gas, clock)
+        jobs = [asyncio.create_task(capital.run(), name="capital")]
+        if settings.canary:
+            jobs.append(await _canaries(config, home, gateway))
 
         async def close() -> None:
-            if canaries is not None:
-                await stop_task(canaries)
+            for job in jobs:
+                await stop_task(job)
             await gateway.close()
 
-        app = GatewayApp(gateway, home.secret("control-token"), anyone)
+        controls = CapitalControls(capital)
+        app = GatewayApp(gateway, home.secret("control-token"), anyone, controls)
         facts: dict[str, object] = {
             **door.facts(),
             "payer": to_hex(payer.address),
@@ -114,6 +108,15 @@ def directory_of(config: Config, chain: Chain, clock: Clock) -> Directory:
         return open_transport(url, tls_spki, public_only=not private and url not in settings.nodes)
 
     return Directory(chain, clock, dial, settings.nodes, private)
+
+
+def _check(settings: GatewayConfig) -> None:
+    """Raise Refused(bad_config) for what must not start."""
+    if settings.open:
+        refuse_open("gateway", settings.host, settings.endpoint)
+    if settings.window < 1 or settings.window_base_units < 0:
+        message = "gateway.window must be 1 or more, gateway.window_base_units 0 or more"
+        raise Refused(message, code="bad_config", param="gateway.window")
 
 
 def _per_second(usd_per_hour: str) -> int:

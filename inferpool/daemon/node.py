@@ -31,6 +31,7 @@ from inferpool.models.partial import Progress
 from inferpool.models.pull import preferred, pull_model
 from inferpool.models.store import Store
 from inferpool.node.app import NodeApp
+from inferpool.node.channels import Channels
 from inferpool.node.claims import Claimer
 from inferpool.node.node import Node
 from inferpool.node.offers import OfferBook
@@ -142,20 +143,23 @@ async def serve_node(config: Config, home: Home, on_progress: OnProgress | None 
         node = Node(key, services, offers, gate, ledger, clock)
         claimer = Claimer(terms, chain, ledger, gate, clock)
         await enter(chain, config, keys, door.url)
-        await _run(config, home, node, claimer, door)
+        channels = Channels(chain, ledger, gate, claimer)
+        await _run(config, home, node, claimer, door, channels)
     finally:
         for engine in services.engines:
             await engine.close()
         journal.close()
 
 
-async def _run(config: Config, home: Home, node: Node, claimer: Claimer, door: Door) -> None:
+async def _run(
+    config: Config, home: Home, node: Node, claimer: Claimer, door: Door, channels: Channels
+) -> None:
     token = home.secret("control-token")
 
     async def claim() -> dict[str, object]:
         return (await claimer.claim()).to_wire()
 
-    provider = Provider(node, config, home)
+    provider = Provider(node, config, home, channels)
     jobs = [
         asyncio.create_task(claimer.watch(), name="watch"),
         asyncio.create_task(_claim_often(claimer, config.node.claim_every_s), name="claim"),

@@ -15,6 +15,7 @@ from inferpool.daemon.chains import asset_of, registry_of
 from inferpool.home import Home
 from inferpool.identity.keys import KeyRing, Role
 from inferpool.identity.signing import Key
+from inferpool.node.channels import Channels
 from inferpool.node.control import Controls
 from inferpool.node.duty import Duty
 from inferpool.node.load import LoadMeter
@@ -85,12 +86,14 @@ def payers_of(config: NodeConfig) -> Payers:
 class Provider:
     """A running node under its owner's control."""
 
-    def __init__(self, node: Node, config: Config, home: Home) -> None:
+    def __init__(
+        self, node: Node, config: Config, home: Home, channels: Channels | None = None
+    ) -> None:
         meter = LoadMeter(lambda: _ours(home))
         self.duty = Duty(node, policy_of(config.node), node.clock, meter, counters=EnergyCounters())
         # An offer is public and signed: a gateway without an authority's certificate may have it.
         self.pusher = Pusher(node, config.node.gateways, lambda url: open_transport(url, _pin(url)))
-        self.controls = Controls(self.duty, self.pusher)
+        self.controls = Controls(self.duty, self.pusher, channels)
         node.withheld = "starting"
         self._tasks: list[asyncio.Task[None]] = []
 

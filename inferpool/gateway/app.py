@@ -12,6 +12,7 @@
 | GET /metrics | for Prometheus; on this machine, else under the control token |
 | POST /inferpool/offers | a node's signed offer; the answer is this gateway's word on the node |
 | GET /inferpool/status | channels, accounts, attempts; under the control token |
+| /inferpool/control/... | see `control`; the operator's, on this machine |
 | GET /inferpool/routes/ID | why a request went where it went; under its key or the control token |
 """
 
@@ -22,6 +23,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from inferpool import __version__
+from inferpool.gateway.control import CONTROL, CapitalControls
 from inferpool.gateway.gateway import Caller, Gateway
 from inferpool.gateway.pushes import PushedOffers
 from inferpool.gateway.status import explained, model_object, status
@@ -41,8 +43,14 @@ _ROUTES = "/inferpool/routes/"
 class GatewayApp:
     """ASGI application. `anyone` is the account of loopback callers without a key, if allowed."""
 
-    def __init__(self, gateway: Gateway, control_token: str, anyone: Caller | None = None) -> None:
-        self._gateway, self._anyone = gateway, anyone
+    def __init__(
+        self,
+        gateway: Gateway,
+        control_token: str,
+        anyone: Caller | None = None,
+        controls: CapitalControls | None = None,
+    ) -> None:
+        self._gateway, self._anyone, self._controls = gateway, anyone, controls
         self._token = control_token.encode()
         self._paid: dict[str, tuple[int, Serve]] = {
             "/v1/chat/completions": (limits.BODY_CHAT_MAX, gateway.chat),
@@ -89,6 +97,10 @@ class GatewayApp:
             await self._plain[method, path](request)
         elif method == "GET" and path.startswith("/v1/models/"):
             await self._one_model(request, path.removeprefix("/v1/models/"))
+        elif self._controls is not None and path.startswith(CONTROL):
+            if not (request.is_local() and self._is_owner(request)):
+                raise Unauthorized("This needs the gateway's control token, on its own machine.")
+            await self._controls.serve(request)
         elif method == "GET" and path.startswith(_ROUTES):
             await self._explain(request, path.removeprefix(_ROUTES))
         else:

@@ -281,6 +281,8 @@ class Flights:
             raise Unavailable(
                 f"The node's 402 cannot be read: {error}", code="node_failed"
             ) from None
+        if reason == x402.REASONS["voucher_balance"]:
+            await self.treasury.read(flight.channel)  # the node may have given some of it back
         if view is None or reason != x402.REASONS["voucher_amount"]:
             raise OfferEnded(f"The node refuses our payment: {reason}")
         channel = flight.channel

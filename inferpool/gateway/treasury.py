@@ -1,6 +1,6 @@
 """The operator's money on the way to nodes: channels opened, topped up, and capped.
 
-Caps keep a gateway from locking its wallet up with strangers: per node, and in all.
+Caps keep a gateway from locking its wallet up with strangers: per node, per day, and in all.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from inferpool.chain.authorization import authorize_deposit
-from inferpool.chain.base import Chain
+from inferpool.chain.base import Chain, ChannelState
 from inferpool.identity.signing import Key
 from inferpool.payments.payer import PayerChannel
 from inferpool.payments.payer_ledger import PayerLedger
@@ -26,6 +26,7 @@ from inferpool.protocol.voucher import ChannelConfig
 
 _LOG = logging.getLogger("inferpool.treasury")
 _AUTHORIZATION_VALID_S = 3600
+_DAY_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Caps:
     deposit: int = 2_000_000  # for a new channel, and for a top-up
     per_node: int = 10_000_000
     total: int = 100_000_000
+    per_day: int = 100_000_000  # of deposits sent, whatever came back
     window: int = 32  # maxima that one voucher may cover, where the node's terms allow it
     window_units: int = 1_000  # of slack with one node, however large the window
 
@@ -51,14 +53,24 @@ class Treasury:
     caps: Caps
     random: Callable[[int], bytes] = secrets.token_bytes
     request_ids: RequestIds = field(init=False)
+    leaving: set[bytes] = field(default_factory=set)  # channels that are on their way out
     _by_node: dict[bytes, PayerChannel] = field(default_factory=dict)
     _locks: dict[bytes, asyncio.Lock] = field(default_factory=dict)
     _reserved: dict[bytes, int] = field(default_factory=dict)  # node -> deposits on their way
+    _unsaved: int = 0  # base units of deposits that are on their way to the disk
 
     def __post_init__(self) -> None:
         self.request_ids = RequestIds.of(self.authorizer)
         for node, channel in self.ledger.channels.values():
-            self._by_node[node] = channel
+            if channel.config.payer_authorizer == self.authorizer.address:
+                self._by_node[node] = channel
+
+    def leave(self, channel_id: bytes) -> None:
+        """Use a channel no more: the next request to its node opens another."""
+        self.leaving.add(channel_id)
+        node, channel = self.ledger.channels[channel_id]
+        if self._by_node.get(node) is channel:
+            del self._by_node[node]
 
     def known(self, node: bytes) -> PayerChannel | None:
         """The channel of a node, where there is one."""
@@ -100,7 +112,9 @@ class Treasury:
     def _fits(self, channel: PayerChannel, terms: Terms) -> bool:
         config = channel.config
         return (
-            config.receiver == terms.payee
+            channel.channel_id not in self.leaving
+            and config.payer_authorizer == self.authorizer.address
+            and config.receiver == terms.payee
             and config.receiver_authorizer == terms.receiver_authorizer
             and config.token == terms.asset
             and config.withdraw_delay_s == terms.withdraw_delay_s
@@ -182,7 +196,13 @@ class Treasury:
         )
         # The channel's terms are on disk before its money is on chain: a crash in between loses
         # nothing, since the next start finds the channel and reads its balance.
-        await self.ledger.save_channel(offer.node, channel)
+        salt = authorization.salt
+        self._check_day(amount, now_s)
+        self._unsaved += amount
+        try:
+            await self.ledger.save_deposit(offer.node, channel, amount, salt, now_s)
+        finally:
+            self._unsaved -= amount
         await self.chain.deposit(channel.config, amount, authorization)
         state = await self.chain.channel(channel.channel_id)
         channel.balance = state.balance
@@ -203,7 +223,25 @@ class Treasury:
                 code="capital_exceeded",
             )
 
+    def _check_day(self, amount: int, now_s: int) -> None:
+        """Raise PaymentRequired where the deposits of a day would pass their cap."""
+        sent = self.ledger.deposited_since(now_s - _DAY_S) + self._unsaved
+        if sent + amount > self.caps.per_day:
+            raise PaymentRequired(
+                f"A deposit of {amount} base units is over this gateway's cap of a day:"
+                f" {sent} of {self.caps.per_day} were sent within 24 hours.",
+                code="capital_exceeded",
+            )
+
     async def refresh(self) -> None:
         """Read every channel's balance from the chain, as after a restart."""
         for _, channel in self._channels():
-            channel.balance = (await self.chain.channel(channel.channel_id)).balance
+            await self.read(channel)
+
+    async def read(self, channel: PayerChannel) -> ChannelState:
+        """Read one channel from the chain; one that is on its way out is used no more."""
+        state = await self.chain.channel(channel.channel_id)
+        channel.balance = state.balance
+        if state.withdraw_started_s:
+            self.leave(channel.channel_id)
+        return state

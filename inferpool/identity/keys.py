@@ -80,6 +80,17 @@ class KeyRing:
             role: keystore.address(self.path(role)) for role in Role if self.path(role).exists()
         }
 
+    def rotate(self, role: Role) -> tuple[Key, Key]:
+        """The role's old key and a new one in its place; the old file stays, named by its address.
+
+        Raises Refused(bad_keystore).
+        """
+        old = self.key(role)
+        kept = self._directory / f"{role}.{old.address.hex()}.json"
+        self.path(role).rename(kept)
+        del self._keys[role]
+        return old, self.key(role, create=True)
+
     def _make(self, role: Role) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = Key(secrets.token_bytes(32))

@@ -7,6 +7,8 @@
 | POST /inferpool/control/resume | | go on |
 | POST /inferpool/control/prices | model, price_in_usd_per_million, price_out_... | new prices |
 | POST /inferpool/control/models | model, serve | take a model out, or put it back |
+| GET /inferpool/control/channels | | every channel with its state on chain |
+| POST /inferpool/control/refund | channel, base_units | give a payer's unused money back |
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any, Final
 
 import orjson
 
+from inferpool.node.channels import Channels
 from inferpool.node.duty import Duty
 from inferpool.node.push import Pusher
 from inferpool.node.services import Hosted
@@ -32,7 +35,7 @@ _LATEST: Final = 10
 class Controls:
     """Serves the routes for one node."""
 
-    def __init__(self, duty: Duty, pusher: Pusher) -> None:
+    def __init__(self, duty: Duty, pusher: Pusher, channels: Channels | None = None) -> None:
         self._duty, self._pusher, self._node = duty, pusher, duty.node
         self._routes: dict[tuple[str, str], Callable[[bytes], Awaitable[None]]] = {
             ("GET", "status"): self._nothing,
@@ -41,10 +44,19 @@ class Controls:
             ("POST", "prices"): self._prices,
             ("POST", "models"): self._models,
         }
+        self._answers: dict[tuple[str, str], Callable[[bytes], Awaitable[dict[str, Any]]]] = {}
+        if channels is not None:
+            self._answers["GET", "channels"] = channels.listed
+            self._answers["POST", "refund"] = channels.refunded
 
     async def serve(self, request: HttpRequest) -> None:
-        """Do it, and answer with the status after it. Raises BadRequest."""
-        act = self._routes.get((request.method, request.path.removeprefix(CONTROL)))
+        """Do it, and answer with the status after it, or with what was asked. Raises BadRequest."""
+        action = (request.method, request.path.removeprefix(CONTROL))
+        if action in self._answers:
+            body = await request.body(CONTROL_BODY_MAX)
+            await request.answer_json(await self._answers[action](body))
+            return
+        act = self._routes.get(action)
         if act is None:
             raise BadRequest(f"{request.method} {request.path} is not served.", code="not_found")
         await act(await request.body(CONTROL_BODY_MAX))

@@ -6,14 +6,14 @@ import asyncio
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Select, Table, select
+from sqlalchemy import Select, Table, func, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import Row
 
 from inferpool.payments.budget import Account
 from inferpool.payments.journal import Journal, Statement, Write
 from inferpool.payments.payer import PayerChannel
-from inferpool.payments.schema import ACCOUNTS, ATTEMPTS, PAYER_CHANNELS
+from inferpool.payments.schema import ACCOUNTS, ATTEMPTS, PAYER_CHANNELS, PAYER_DEPOSITS
 from inferpool.protocol.attempt import Attempt
 from inferpool.protocol.encoding import canonical, parse, sha256
 from inferpool.protocol.lifecycle import ATTEMPT_MOVES, AttemptState, move
@@ -95,6 +95,7 @@ class PayerLedger:
         self._save_account = self._upsert(ACCOUNTS, "key_hash")
         self._save_channel = self._upsert(PAYER_CHANNELS, "channel_id")
         self._save_attempt = self._upsert(ATTEMPTS, "request_id")
+        self._save_deposit = self._upsert(PAYER_DEPOSITS, "salt")
         self._created_ms: dict[bytes, int] = {}
         self.accounts: dict[bytes, Account] = {}  # by SHA-256 of the API key
         self.channels: dict[bytes, tuple[bytes, PayerChannel]] = {}  # id -> node, channel
@@ -169,6 +170,32 @@ class PayerLedger:
         """Make a channel durable."""
         self.channels[channel.channel_id] = (node, channel)
         return self._journal.write([self._channel_write(channel)])
+
+    def save_deposit(
+        self, node: bytes, channel: PayerChannel, amount: int, salt: int, sent_s: int
+    ) -> asyncio.Future[None]:
+        """Make a deposit durable with its channel, before it is sent: base units, chain time."""
+        self.channels[channel.channel_id] = (node, channel)
+        values: dict[str, object] = {
+            "salt": salt.to_bytes(32, "big"),
+            "channel_id": channel.channel_id,
+            "amount": str(amount),
+            "sent_s": sent_s,
+        }
+        return self._journal.write(
+            [self._channel_write(channel), Write(self._save_deposit, values)]
+        )
+
+    def deposited_since(self, since_s: int) -> int:
+        """Base units of all deposits that were sent since a second of the chain's time."""
+        query = select(PAYER_DEPOSITS.c.amount).where(PAYER_DEPOSITS.c.sent_s > since_s)
+        return sum(int(row.amount) for row in self._journal.read(query))
+
+    def last_used_ms(self) -> dict[bytes, int]:
+        """When the last attempt of each channel began."""
+        last = func.max(ATTEMPTS.c.started_ms).label("last")
+        query = select(ATTEMPTS.c.channel_id, last).group_by(ATTEMPTS.c.channel_id)
+        return {row.channel_id: row.last for row in self._journal.read(query)}
 
     def save_attempt(
         self,

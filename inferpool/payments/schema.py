@@ -122,3 +122,13 @@ ROUTES: Final = Table(
     Column("data", LargeBinary, nullable=False),  # JSON
     Index("routes_by_time", "at_ms"),
 )
+
+# Deposits that were sent, also where the chain's answer was lost: what the cap of a day counts.
+PAYER_DEPOSITS: Final = Table(
+    "payer_deposits",
+    METADATA,
+    Column("salt", LargeBinary, primary_key=True),
+    Column("channel_id", LargeBinary, nullable=False),
+    Column("amount", _AMOUNT, nullable=False),
+    Column("sent_s", BigInteger, nullable=False),
+)

@@ -1,0 +1,109 @@
+"""Both sides' money, opened from a home: by the roles that run, and by commands while none does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from inferpool.chain.client import EvmChain
+from inferpool.clock import Clock, SystemClock
+from inferpool.config import Config, GatewayConfig
+from inferpool.daemon.chains import open_chain
+from inferpool.daemon.node import terms_of
+from inferpool.daemon.provider import payee_of
+from inferpool.gateway.capital import Capital
+from inferpool.gateway.treasury import Caps, Treasury
+from inferpool.home import Home
+from inferpool.identity.keys import KeyRing, Role
+from inferpool.identity.signing import Key
+from inferpool.node.channels import Channels
+from inferpool.node.claims import Claimer
+from inferpool.node.payment import PaymentGate
+from inferpool.payments.journal import SqlJournal
+from inferpool.payments.payee_ledger import PayeeLedger
+from inferpool.payments.payer_ledger import PayerLedger
+from inferpool.protocol.encoding import to_checksum
+from inferpool.protocol.errors import Refused
+
+_GAS_OF_A_WAY_BACK: Final = 80_000  # of one transaction; `gas.json` has 51,428 and 47,895
+
+
+def caps_of(settings: GatewayConfig) -> Caps:
+    """The operator's bounds."""
+    return Caps(
+        deposit=settings.deposit_base_units,
+        per_node=settings.cap_per_node_base_units,
+        total=settings.cap_total_base_units,
+        per_day=settings.cap_per_day_base_units,
+        window=settings.window,
+        window_units=settings.window_base_units,
+    )
+
+
+def capital_of(
+    config: Config, chain: EvmChain, treasury: Treasury, gas: Key, clock: Clock
+) -> Capital:
+    """What watches over a treasury's channels; the payer's key gets gas as it needs it."""
+    payer = treasury.payer
+
+    async def fuel() -> None:
+        needed = await chain.gas_price() * _GAS_OF_A_WAY_BACK
+        held = await chain.gas_balance(payer.address)
+        if held >= needed:
+            return
+        if await chain.gas_balance(gas.address) < needed:
+            raise Refused(
+                f"Neither the payer key nor the gas key {to_checksum(gas.address)} holds the"
+                f" {needed} wei of gas that this takes; send it some.",
+                code="chain_reverted",
+            )
+        await chain.transfer_gas(payer.address, needed - held)
+
+    sender = chain.with_sender(payer)
+    return Capital(treasury, sender, clock, config.gateway.idle_release_s, fuel)
+
+
+@asynccontextmanager
+async def payer_book(config: Config, home: Home) -> AsyncIterator[tuple[Capital, PayerLedger]]:
+    """The gateway's side, while no gateway runs. Raises Refused, Unavailable."""
+    keys = _keys(home, "gateway", Role.PAYER, Role.PAYER_AUTHORIZER, Role.GAS)
+    gas = keys.key(Role.GAS)
+    chain = await open_chain(config.chain, home, sender=gas)
+    journal = SqlJournal(home.ledger("gateway"))
+    try:
+        ledger = PayerLedger(journal, chain.chain_id)
+        treasury = Treasury(
+            chain,
+            ledger,
+            keys.key(Role.PAYER),
+            keys.key(Role.PAYER_AUTHORIZER),
+            caps_of(config.gateway),
+        )
+        yield capital_of(config, chain, treasury, gas, SystemClock()), ledger
+    finally:
+        journal.close()
+
+
+@asynccontextmanager
+async def payee_book(config: Config, home: Home) -> AsyncIterator[tuple[Channels, Claimer]]:
+    """The node's side, while no node runs. Raises Refused, Unavailable."""
+    keys = _keys(home, "node", Role.OWNER, Role.NODE, Role.GAS)
+    key = keys.key(Role.NODE)
+    chain = await open_chain(config.chain, home, sender=keys.key(Role.GAS), authorizer=key)
+    terms = terms_of(config, chain, payee_of(config.node, keys.key(Role.OWNER)), key.address)
+    journal = SqlJournal(home.ledger("node"))
+    try:
+        ledger = PayeeLedger(journal, chain.chain_id, terms.asset_decimals)
+        gate = PaymentGate(terms, chain, ledger)
+        claimer = Claimer(terms, chain, ledger, gate, SystemClock())
+        yield Channels(chain, ledger, gate, claimer), claimer
+    finally:
+        journal.close()
+
+
+def _keys(home: Home, role: str, *needed: Role) -> KeyRing:
+    keys = home.keys(role)
+    if not home.ledger(role).exists() or any(not keys.path(each).exists() for each in needed):
+        raise Refused(f"No {role} has run from {home.root} yet: it has no channels.")
+    return keys
