@@ -7,7 +7,7 @@ RUN := $(BIN)/python -m
 PYTEST := $(RUN) pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check bench recipes docs lock test-browser test-ray test-anvil openai-suite setup setup-test clean
+.PHONY: help demo up test check bench bench-routing chaos recipes docs lock test-browser test-ray test-anvil openai-suite setup setup-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -44,6 +44,14 @@ recipes: setup ## evaluate every recipe through a pool
 
 bench: setup-test ## measure: the network tax of chat and tensors, paid
 	@$(RUN) bench.tax
+
+chaos: setup-test ## 200 streams by real processes while nodes are killed every few seconds
+	@$(RUN) tests.faults.chaos 200
+
+bench-routing: setup-test ## measure routing: choices, a simulated fleet, gaps after faults
+	@$(RUN) bench.routing
+	@$(RUN) bench.fleet
+	@$(RUN) bench.faults
 
 docs: setup-test ## refresh the generated pages and check every link
 	@$(BIN)/python docs/generate.py

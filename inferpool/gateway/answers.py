@@ -39,6 +39,11 @@ class Delivered:
     node: bytes = b""
     signed: SignedReceipt | None = None
 
+    def forget(self) -> None:
+        """Begin again: the client has nothing of it. What was billed stays billed."""
+        self.ids, self.pending, self.counted = [], [], 0
+        self.text, self.finish = False, None
+
     @property
     def usage(self) -> Usage:
         """The whole answer's usage, as if one node had given it."""
@@ -71,6 +76,10 @@ class Answer(Protocol):
 
     async def text(self, text: str) -> None:
         """More text."""
+        ...
+
+    def forget(self) -> None:
+        """Begin again with the text; only before the client has received anything."""
         ...
 
     async def end(self, delivered: Delivered) -> None:
@@ -133,6 +142,10 @@ class StreamedAnswer:
         await self._open()
         await self._send(self._form.piece(self._head, text))
 
+    def forget(self) -> None:
+        """Nothing is kept here: what came was delivered."""
+        assert not self.started, "what was delivered cannot be taken back"
+
     async def end(self, delivered: Delivered) -> None:
         """Finish reason with the proof, usage if asked for, [DONE]."""
         await self._open()
@@ -169,6 +182,11 @@ class WholeAnswer:
     async def text(self, text: str) -> None:
         """Keep it."""
         self._texts.append(text)
+
+    def forget(self) -> None:
+        """Another node makes it from its beginning."""
+        self._texts.clear()
+        self._head.pop("system_fingerprint", None)
 
     async def end(self, delivered: Delivered) -> None:
         """Answer."""

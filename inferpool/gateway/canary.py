@@ -50,6 +50,9 @@ class _Silent:
     async def text(self, text: str) -> None:
         """See Answer."""
 
+    def forget(self) -> None:
+        """Nothing is kept."""
+
     async def end(self, delivered: Delivered) -> None:
         """See Answer."""
 

@@ -114,15 +114,25 @@ class TextRun:
         """The next node: one that was not tried; the same again only where its pipe broke.
 
         Once text was delivered, only nodes that can go on after it: same manifest, able to resume.
-        A stop text may be half held back inside the dead node, so that nobody can go on.
+        A stop text may be half held back inside the dead node, so that nobody can go on. As long
+        as the client has nothing of it, the answer is made again from its beginning instead.
         """
         if self.delivered.text:
-            if self.parsed.stop:
-                return None
             manifest = self.hold.manifest
-            candidates = [
-                c for c in candidates if c.service.resume and c.service.manifest == manifest
-            ]
+            able = [c for c in candidates if c.service.resume and c.service.manifest == manifest]
+            found = None if self.parsed.stop else self._pick(able, tried, last)
+            if found is not None or self.answer.started:
+                return found
+            self.delivered.forget()
+            self.answer.forget()
+        return self._pick(candidates, tried, last)
+
+    def _pick(
+        self,
+        candidates: list[Candidate],
+        tried: set[tuple[bytes, bytes]],
+        last: InferpoolError,
+    ) -> Candidate | None:
         for candidate in candidates:
             fresh = (candidate.node.address, candidate.node.offer_hash) not in tried
             if fresh and self.hold.covers(candidate):

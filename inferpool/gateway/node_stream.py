@@ -25,6 +25,7 @@ from inferpool.transport.sse import Comment, events
 
 _SILENCE_S: Final = SILENCE_MS / 1000
 ERROR_TEXT_MAX: Final = 2000
+_TOKENS: Final = b"tokens"
 _DONE: Final = b"[DONE]"
 SLOWEST_TOKEN_S: Final = 1.0  # a slower stream is one that does not end
 
@@ -35,6 +36,38 @@ class Piece:
 
     text: str
     ids: tuple[int, ...]
+
+
+class _Watch:
+    """When the engine behind a stream last moved, by its chunks and its heartbeats."""
+
+    def __init__(self, now_s: float) -> None:
+        self._state, self._moved_s = b"", now_s
+
+    def moved(self, now_s: float) -> None:
+        """A chunk came."""
+        self._state, self._moved_s = b"", now_s
+
+    def beat(self, state: bytes, got: int, now_s: float) -> None:
+        """A heartbeat came; `got`: tokens that arrived. The first after a chunk that counts no
+        more of them says nothing new: the engine stands still since that chunk."""
+        if state != self._state:
+            phase, _, count = state.partition(b" ")
+            known = phase == _TOKENS and count.isdigit() and int(count) <= got
+            if self._state or not known:
+                self._moved_s = now_s
+            self._state = state
+
+    def left_s(self, now_s: float) -> float:
+        """Until it has stood still for too long; in a queue or a prefill it may take its time."""
+        patience_s = _SILENCE_S if self._state.startswith(_TOKENS) else FIRST_BYTE_TIMEOUT_S
+        return max(0.0, self._moved_s + patience_s - now_s)
+
+    def why(self, now_s: float) -> str:
+        """What went wrong when the time was over."""
+        if self._state and not self.left_s(now_s):
+            return "The node's engine stands still while it beats."
+        return "The node fell silent in mid-answer."
 
 
 class NodeStream:
@@ -62,28 +95,23 @@ class NodeStream:
         AnswerInvalid for what is not a chunk or too much.
         """
         loop = asyncio.get_running_loop()
-        state, state_s = b"", loop.time()
+        watch = _Watch(loop.time())
         until_s = loop.time() + FIRST_BYTE_TIMEOUT_S + SLOWEST_TOKEN_S * self._max_output
         async with aclosing(events(self._response)) as stream:
             while self.signed is None:
                 if loop.time() > until_s:
                     raise AnswerTimeout("The node is slower than anybody would wait for.")
                 try:
-                    async with asyncio.timeout(_SILENCE_S):
+                    async with asyncio.timeout(min(_SILENCE_S, watch.left_s(loop.time()))):
                         item = await anext(stream)
                 except TimeoutError:
-                    raise AnswerTimeout("The node fell silent in mid-answer.") from None
+                    raise AnswerTimeout(watch.why(loop.time())) from None
                 except StopAsyncIteration:
                     raise ConnectionCut("The node's stream ended without a receipt.") from None
                 if isinstance(item, Comment):
-                    if item.text != state:
-                        state, state_s = item.text, loop.time()
-                    still_s = loop.time() - state_s
-                    engine_hangs = still_s >= _SILENCE_S and state.startswith(b"tokens")
-                    if engine_hangs or still_s >= FIRST_BYTE_TIMEOUT_S:
-                        raise AnswerTimeout("The node's engine stands still while it beats.")
+                    watch.beat(item.text, self.output_units, loop.time())
                     continue
-                state, state_s = b"", loop.time()
+                watch.moved(loop.time())
                 piece = self._read(item.data)
                 if piece is not None:
                     yield piece

@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from random import Random
 from typing import Final
 
@@ -104,9 +105,12 @@ class Ranking:
         if cost is not None:
             del self._rows[bisect_left(self._rows, (cost, address))]
 
-    def draw(self, count: int, accept: Accept, random: Random) -> list[Entry]:
+    def draw(
+        self, count: int, accept: Accept, random: Random, walk: int | None = None
+    ) -> list[Entry]:
         """Up to `count` different entries, drawn with weight cost**-2 among those within the edge;
-        where too few of them are accepted, on from the cheapest in order."""
+        where too few of them are accepted, on from the cheapest in order, `walk` of them at most.
+        """
         rows, entries = self._rows, self._entries
         if not rows:
             return []
@@ -122,7 +126,7 @@ class Ranking:
                 found[address] = entry
                 if len(found) == count:
                     return list(found.values())
-        for _, address in rows:
+        for _, address in islice(rows, walk):
             if address not in found and accept(entries[address]):
                 found[address] = entries[address]
                 if len(found) == count:
