@@ -69,6 +69,9 @@ test-anvil: setup-test ## the chain's tests against anvil (group test-anvil)
 openai-suite: setup ## openai-python's own tests against a pool, with models that invent answers
 	@sh scripts/openai_suite.sh
 
+test-x402-npm: setup-test ## the npm client of x402 pays a node (group test-x402-npm)
+	@sh scripts/x402_npm.sh
+
 lock: ## resolve the requirements again (needs uv)
 	@sh scripts/lock.sh
 

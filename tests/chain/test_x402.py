@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 from eth_account import Account
 from x402 import x402Client, x402Facilitator, x402ResourceServer
+from x402.http.utils import decode_payment_signature_header
 from x402.mechanisms.evm.batch_settlement import encoding, utils
 from x402.mechanisms.evm.batch_settlement.authorizer_signer import (
     LocalAuthorizerSigner,
@@ -42,9 +43,17 @@ from x402.schemas import (
 )
 
 from inferpool.chain.addresses import DEV_CHAIN_ID, DEV_DOLLAR_ADDRESS
-from inferpool.chain.authorization import claim_batch_digest, deposit_nonce, refund_digest
+from inferpool.chain.authorization import (
+    authorize_deposit,
+    claim_batch_digest,
+    deposit_nonce,
+    refund_digest,
+)
 from inferpool.chain.client import EvmChain
 from inferpool.chain.devchain.keys import DEV_KEYS
+from inferpool.identity.signing import Key
+from inferpool.payments.payer import PayerChannel
+from inferpool.payments.x402 import payment_signature
 from inferpool.protocol.encoding import from_hex, to_checksum, to_hex
 from inferpool.protocol.voucher import ChannelConfig as OurConfig
 
@@ -158,6 +167,71 @@ def test_the_sdk_deposits_claims_settles_and_refunds(chain_url, run, roles) -> N
         assert await balances() == (payer_before - DEPOSIT, receiver_before + PRICE)
         await made.channels.refund()
         assert await balances() == (payer_before - PRICE, receiver_before + PRICE)
+
+    run(live())
+
+
+def paid_by_us(
+    channel: PayerChannel, authorizer: Key, request_id: bytes, terms: PaymentRequirements
+) -> PaymentPayload:
+    """Our header for one request on the SDK server's terms, as the SDK reads it."""
+    voucher = channel.authorise(request_id, PRICE, authorizer)
+    accepted = terms.model_dump(by_alias=True, exclude_none=True)
+    header = payment_signature(channel.config.to_wire(), voucher, accepted)
+    found: PaymentPayload = decode_payment_signature_header(header.decode())
+    return found
+
+
+def test_our_payer_pays_the_sdks_server(chain_url, run, roles) -> None:
+    """Our deposit, our vouchers, our header; the SDK's server checks, claims and settles them."""
+    receiver = DEV_KEYS[1].address
+    made = shop(chain_url, roles.payer.secret)
+    (terms,) = requirements(made)
+    config = OurConfig(
+        payer=roles.payer.address,
+        payer_authorizer=roles.authorizer.address,
+        receiver=receiver,
+        receiver_authorizer=from_hex(terms.extra["receiverAuthorizer"].lower(), 20),
+        token=DEV_DOLLAR_ADDRESS,
+        withdraw_delay_s=int(terms.extra["withdrawDelay"]),
+        salt=bytes(31) + b"\1",
+    )
+    channel_id = config.channel_id(DEV_CHAIN_ID)
+    channel = PayerChannel(config, channel_id, DEV_CHAIN_ID, 6)
+
+    async def live() -> None:
+        chain = await EvmChain.connect(chain_url, sender=DEV_KEYS[2])
+        await chain.faucet(roles.payer.address, 0, DEPOSIT)
+        permit = authorize_deposit(
+            roles.payer,
+            config,
+            DEPOSIT,
+            chain_id=DEV_CHAIN_ID,
+            name="Dev Dollar",
+            version="1",
+            valid_before_s=2**40,
+            salt=1,
+        )
+        await chain.deposit(config, DEPOSIT, permit)
+        channel.balance = DEPOSIT
+        before = await chain.token_balance(DEV_DOLLAR_ADDRESS, receiver)
+        for number in range(1, 4):
+            request_id = bytes([number]) * 32
+            payload = paid_by_us(channel, roles.authorizer, request_id, terms)
+            verified = await made.server.verify_payment(payload, terms)
+            assert verified.is_valid, verified
+            settled = await made.server.settle_payment(payload, terms)
+            assert settled.success, settled
+            # It charges the maximum; its answer is what our side books.
+            channel.release(request_id, sent=False)
+            channel.total_pico_usd += PRICE * 10**6
+        forged = paid_by_us(channel, roles.liar, b"\7" * 32, terms)
+        assert not (await made.server.verify_payment(forged, terms)).is_valid
+        await made.channels.claim()
+        await made.channels.settle()
+        assert (await chain.channel(channel_id)).total_claimed == 3 * PRICE
+        after = await chain.token_balance(DEV_DOLLAR_ADDRESS, receiver)
+        assert after == before + 3 * PRICE
 
     run(live())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import poolkit
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the npm client's tests out, aloud, where there is no npm client."""
+    if "INFERPOOL_TEST_NPM" in os.environ:
+        return
+    left_out = [item for item in items if item.get_closest_marker("npm")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("npm")]
+        print(f"\n{len(left_out)} tests of the npm client left out: make test-x402-npm runs them")
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,15 @@ import pytest
 
 pytest.importorskip("google.protobuf", reason="no protobuf: pip install 'inferpool[grpc]'")
 
+from google.protobuf import json_format
+
 from inferpool.protocol import proto
+from inferpool.protocol.encoding import sha256
 from inferpool.protocol.errors import BadRequest, Unavailable
 from inferpool.protocol.oip import DATATYPES, InferRequest
 from inferpool.protocol.oip_grpc import grpc_response, metadata, rest_request
 from inferpool.protocol.proto import messages
+from tests.protocol.vectors import cases, data, encoded
 
 TEXT = Path(proto.__file__).with_name("inference.proto").read_text("utf-8")
 
@@ -195,3 +199,14 @@ def test_metadata() -> None:
     for body in (b"[]", b"words", b'{"name": 5}', b"null"):
         with pytest.raises(Unavailable):
             metadata("ServerMetadataResponse", body)
+
+
+@pytest.mark.parametrize("case", cases("tensor_request"), ids=lambda case: case["name"])
+def test_a_request_becomes_the_body_that_its_payer_is_charged_for(case: Any) -> None:
+    """The receipt's request hash is over this body: both sides of a wire must write it alike."""
+    message = json_format.ParseDict(case["message"], messages()["ModelInferRequest"]())
+    body, length = rest_request(message)
+    assert body == encoded(case)
+    assert int(length) == case["headerLength"]
+    assert sha256(body) == data(case["sha256"])
+    assert InferRequest.parse("m", body, length).rows > 0

@@ -504,6 +504,52 @@ def receipts_request_cases() -> list[Json]:
     return cases
 
 
+def tensor_request_cases() -> list[Json]:
+    """ModelInferRequests, in protobuf's JSON form, and the REST bodies that say the same.
+
+    A payer who speaks gRPC to a node pays for this body: its SHA-256 is the receipt's requestHash.
+    """
+    floats, text = struct.pack("<4f", 1.0, -2.5, 0.0, 3.25), b"\x03\0\0\0yes\0\0\0\0"
+    shorts, small = struct.pack("<2h", -2, 300), {"intContents": [-2, 300]}
+    return [
+        tensor_request("raw contents", ("x", "FP32", [2, 2]), floats, {}),
+        tensor_request("typed contents", ("n", "INT16", [2]), shorts, {"contents": small}),
+        tensor_request(
+            "bytes, with outputs and id",
+            ("text", "BYTES", [2, 1]),
+            text,
+            {},
+            id="job-1",
+            outputs=[{"name": "label"}, {"name": "score"}],
+        ),
+    ]
+
+
+def tensor_request(name: str, tensor: Any, raw: bytes, contents: Json, **more: Any) -> Json:
+    """One case of one input; raw contents in the message unless typed ones are given."""
+    input_name, datatype, shape = tensor
+    item: Json = {"name": input_name, "datatype": datatype, "shape": shape}
+    message: Json = {"modelName": "m", "inputs": [item | contents], **more}
+    if not contents:
+        message["rawInputContents"] = [text64(raw)]
+    head: Json = {
+        "inputs": [item | {"parameters": {"binary_data_size": len(raw)}}],
+        "parameters": {"binary_data_output": True},
+        **more,
+    }
+    if "outputs" in head:
+        wanted = {"parameters": {"binary_data": True}}
+        head["outputs"] = [output | wanted for output in more["outputs"]]
+    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    return {
+        "name": name,
+        "message": message,
+        "headerLength": len(text),
+        "encoded": text64(text + raw),
+        "sha256": hexed(hashlib.sha256(text + raw).digest()),
+    }
+
+
 def lease_cases() -> list[Json]:
     names = ("epoch", "sequence", "freeSlots", "expectedWaitMs", "firstUnitMs", "unitUs")
     cases = []
@@ -725,6 +771,7 @@ def files() -> dict[str, str]:
         "receipt_chain": {"keys": keys, "cases": chain_cases()},
         "receipts_request": {"cases": receipts_request_cases()},
         "lease": {"cases": lease_cases()},
+        "tensor_request": {"cases": tensor_request_cases()},
         "price": {"cases": price_cases()},
         "signature": signature_cases() | {"secretText": NODE_TEXT},
     }
