@@ -14,10 +14,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from inferpool.cli.console import ERR, OUT, AsJson, print_json
+from inferpool.protocol.errors import Refused
 from inferpool.recipes import registry
-from inferpool.recipes.kit.case import Case
+from inferpool.recipes.kit.case import Case, Recipe
 from inferpool.recipes.kit.deciding import Decision
 from inferpool.recipes.kit.running import Listener
+from inferpool.recipes.kit.use import Use
 
 HELP = """List the recipes: real uses on real data, end to end.
 
@@ -66,8 +68,11 @@ def evaluate(names: Names = None, as_json: AsJson = False) -> None:
 
     chosen = [registry.load(name) for name in names or registry.NAMES]
     cases = [case for recipe in chosen for case in recipe.cases]
-    with _scorers(cases) as (pool, engine), _listening(as_json) as listener:
+    uses = [item for item in chosen if isinstance(item, Use) and _can_run(item, named=bool(names))]
+    with _scorers(_models(cases, uses)) as (pool, engine), _listening(as_json) as listener:
         results = [evaluate_case(case, pool, engine, None, listener) for case in cases]
+        for use in uses:
+            results += use.play(pool, True, listener.progress)
     if as_json:
         print_json(results)
     else:
@@ -91,11 +96,16 @@ def run(
 
     recipe, begun = registry.load(name), time.monotonic()
     folder = out or Path(f"recipe-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    with _scorers(recipe.cases) as (pool, engine), _listening(as_json) as listener:
-        cases = [
-            run_case(recipe, case, pool, engine, folder, small=small, listener=listener)
-            for case in recipe.cases
-        ]
+    uses = [recipe] if isinstance(recipe, Use) and _can_run(recipe, named=True) else []
+    models = _models(recipe.cases, uses)
+    with _scorers(models) as (pool, engine), _listening(as_json) as listener:
+        if isinstance(recipe, Use):
+            cases = recipe.play(pool, small, listener.progress)
+        else:
+            cases = [
+                run_case(recipe, case, pool, engine, folder, small=small, listener=listener)
+                for case in recipe.cases
+            ]
     facts = {
         **recipe.facts(),
         "made": time.strftime("%Y-%m-%d"),
@@ -130,7 +140,7 @@ def train(
     from inferpool.recipes.kit import card
     from inferpool.recipes.kit.running import train as train_case
 
-    recipe, results = registry.load(name), []
+    recipe, results = _trained(name), []
     for case in recipe.cases:
         with ERR.status(f"training {case.model}"):
             trained, figures, parity = train_case(case)
@@ -165,7 +175,7 @@ def example(
     """
     from inferpool.recipes.kit.take import example as write_example
 
-    for case in registry.load(name).cases:
+    for case in _trained(name).cases:
         for path in write_example(case, out, count):
             OUT.print(f"{path} ({case.model})", markup=False)
 
@@ -192,12 +202,12 @@ def decide(
     from inferpool.recipes.kit.data import heldout
     from inferpool.recipes.kit.deciding import Desk
 
-    recipe = registry.load(name)
+    recipe = _trained(name)
     folder = out or Path(f"decisions-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     chosen = [(path, take.choose(recipe, path, model)) for path in files]
     taken = [(path, case, take.take(case, path)) for path, case in chosen]
     results = []
-    with _scorers([case for _, case in chosen]) as (pool, engine):
+    with _scorers([case.model for _, case in chosen]) as (pool, engine):
         for path, case, items in taken:
             sample, desk = heldout(case.model), Desk(recipe, case, pool, engine, folder)
             for item in items:
@@ -263,12 +273,33 @@ def replay(
         raise typer.Exit(1)
 
 
+def _models(cases: Sequence[Case], uses: Sequence[Use]) -> list[str]:
+    return [case.model for case in cases] + [model for use in uses for model in use.models]
+
+
+def _can_run(use: Use, *, named: bool) -> bool:
+    """Whether what it needs is installed; a use that was named and cannot run is an error."""
+    if use.missing and named:
+        raise Refused(f"{use.name}: {use.missing}.")
+    if use.missing:
+        ERR.print(f"left out: {use.name}, {use.missing}", markup=False)
+    return not use.missing
+
+
+def _trained(name: str) -> Recipe:
+    """A recipe with models of its own. Raises Refused, BadRequest."""
+    found = registry.load(name)
+    if isinstance(found, Use):
+        raise Refused(f"{name} trains no model and decides no cases; run it or eval it.")
+    return found
+
+
 @contextmanager
-def _scorers(cases: Sequence[Case]) -> Iterator[tuple[Any, Any]]:
+def _scorers(models: Sequence[str]) -> Iterator[tuple[Any, Any]]:
     from inferpool.recipes.kit.pool import open_pool
     from inferpool.recipes.kit.scorer import EngineScorer
 
-    with EngineScorer() as engine, open_pool([case.model for case in cases]) as pool:
+    with EngineScorer() as engine, open_pool(models) as pool:
         yield pool, engine
 
 

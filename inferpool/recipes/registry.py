@@ -7,6 +7,7 @@ from typing import Final
 
 from inferpool.protocol.errors import BadRequest
 from inferpool.recipes.kit.case import Recipe
+from inferpool.recipes.kit.use import Use
 
 NAMES: Final = (
     "spam",
@@ -17,18 +18,19 @@ NAMES: Final = (
     "environment",
     "quality",
     "healthcare",
+    "transcribe",
 )
 
 
-def load(name: str) -> Recipe:
+def load(name: str) -> Recipe | Use:
     """The recipe of this name. Raises `BadRequest(model_not_found)` with the known ones."""
     if name not in NAMES:
         known = ", ".join(NAMES)
         raise BadRequest(f"no recipe {name!r}; there are {known}", code="model_not_found")
-    recipe: Recipe = import_module(f"inferpool.recipes.{name}").RECIPE
+    recipe: Recipe | Use = import_module(f"inferpool.recipes.{name}").RECIPE
     return recipe
 
 
-def all() -> tuple[Recipe, ...]:  # noqa: A001 - read as registry.all()
+def all() -> tuple[Recipe | Use, ...]:  # noqa: A001 - read as registry.all()
     """Every recipe."""
     return tuple(map(load, NAMES))

@@ -1,18 +1,12 @@
-"""`POST /v1/audio/transcriptions` through a gateway with Whisper base behind it.
-
-`INFERPOOL_TEST_SPEECH`: a folder with more speech, and its words in a file `transcription`, as
-Debian's pocketsphinx-testdata has them in `librivox/`.
-"""
+"""`POST /v1/audio/transcriptions` through a gateway with Whisper base behind it."""
 
 from __future__ import annotations
 
 import asyncio
 import io
-import os
 import re
 import wave
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,10 +14,12 @@ import pytest
 from rig import Rig, check_money, hosted, receipt_of
 
 from inferpool.engines.whisper import WhisperEngine
+from inferpool.recipes import transcribe
+from inferpool.recipes.kit.data import MODELS
 
 PATH = "/v1/audio/transcriptions"
 MODEL = "whisper-base"
-CLIP = Path(__file__).with_name("data") / "ill-disposed.wav"
+CLIP = MODELS / "data" / "speech" / "sense-0880.wav"
 WORDS = "he was not an ill disposed young man"
 
 pytestmark = pytest.mark.timeout(120)
@@ -48,16 +44,6 @@ async def ask(rig: Rig, audio: bytes | None = None, **fields: str) -> httpx.Resp
 
 def words_of(text: str) -> list[str]:
     return re.sub(r"[^a-z ]", " ", text.lower().replace("mr.", "mister")).split()
-
-
-def errors(reference: list[str], heard: list[str]) -> int:
-    """Words wrong, missing or too many."""
-    row = list(range(len(heard) + 1))
-    for i, word in enumerate(reference, 1):
-        above, row = row, [i]
-        for j, other in enumerate(heard, 1):
-            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (word != other)))
-    return row[-1]
 
 
 async def test_words_and_money(runner: asyncio.Runner, rig: Rig) -> None:
@@ -88,18 +74,14 @@ async def test_plain_text(runner: asyncio.Runner, rig: Rig) -> None:
 
 
 async def test_more_speech(runner: asyncio.Runner, rig: Rig) -> None:
-    folder = os.environ.get("INFERPOOL_TEST_SPEECH")
-    if not folder:
-        pytest.skip("INFERPOOL_TEST_SPEECH names no folder with speech")
     wrong = total = 0
-    for line in (Path(folder) / "transcription").read_text().splitlines():
-        found = re.fullmatch(r"<s> (.*) </s> \((.*)\)", line.strip())
-        assert found is not None, line
-        audio = (Path(folder) / f"{found[2]}.wav").read_bytes()
-        heard = words_of((await ask(rig, audio, language="en")).json()["text"])
-        wrong += errors(found[1].split(), heard)
-        total += len(found[1].split())
-    assert wrong / total < 0.06
+    for name, audio in transcribe.clips().items():
+        heard = transcribe.words((await ask(rig, audio, language="en")).json()["text"])
+        reference = transcribe.words(transcribe.CLIPS[name])
+        wrong += transcribe.errors(reference, heard)
+        total += len(reference)
+    assert total == 70
+    assert wrong / total <= transcribe.BAR
 
 
 @pytest.mark.parametrize(

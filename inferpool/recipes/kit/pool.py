@@ -55,6 +55,13 @@ class PoolScorer:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
+    def openai(self) -> Any:
+        """OpenAI's client at the same gateway, for speech and language."""
+        from openai import OpenAI
+
+        key = self._home.secret("api-key")
+        return OpenAI(base_url=f"{self._url}/v1", api_key=key, timeout=300.0)
+
     def infer(self, model: str, name: str, rows: Array) -> Sample:
         """One paid request."""
         tensor = _tensor(name, rows)

@@ -1,0 +1,147 @@
+"""A use that is no table: speech and language, asked through the pool with OpenAI's own client.
+
+Its `play` returns results in the form that `kit.running` gives for a case, so that command line
+and report show both alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from inferpool.config import NodeConfig
+from inferpool.daemon.engines import make_engine
+from inferpool.models import catalogue
+from inferpool.models.store import Store
+from inferpool.protocol.units import format_usd
+from inferpool.recipes.kit.case import Case
+from inferpool.recipes.kit.metrics import Figure
+from inferpool.recipes.kit.pool import PoolScorer
+
+T = TypeVar("T")
+COST: Final = "inferpool-cost-pico-usd"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A recipe of its own shape. `play(pool, small, progress)` runs it and returns its results."""
+
+    name: str
+    title: str
+    summary: str
+    data: str  # data sets and their licences
+    models: tuple[str, ...]
+    play: Callable[[PoolScorer, bool, Progress], list[dict[str, Any]]]
+    needs: str = ""  # a module that comes with an extra
+    extra: str = ""
+    cases: tuple[Case, ...] = ()  # none: it trains nothing
+    whole: bool = False
+
+    @property
+    def missing(self) -> str:
+        """What to install before it can run, or ''."""
+        if not self.needs or importlib.util.find_spec(self.needs):
+            return ""
+        return f'it needs {self.needs}: pip install "inferpool[{self.extra}]"'
+
+    def facts(self) -> dict[str, Any]:
+        """For lists."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "summary": self.summary,
+            "data": self.data,
+            "models": list(self.models),
+        }
+
+
+@dataclass(slots=True)
+class Meter:
+    """What the calls of one run cost, and how long they took."""
+
+    charged_pico_usd: int = 0
+    times_ms: list[float] | None = None
+
+    def call(self, ask: Callable[[], Any]) -> Any:
+        """One call of a client `with_raw_response`: its parsed answer."""
+        begun = time.monotonic()
+        raw = ask()
+        spent_ms = 1000 * (time.monotonic() - begun)
+        self.times_ms = [*(self.times_ms or []), spent_ms]
+        answer = raw.parse()
+        extra = getattr(answer, "model_extra", None) or {}
+        told = extra.get("inferpool") or {}
+        self.charged_pico_usd += int(raw.headers.get(COST) or told.get("cost_pico_usd") or 0)
+        return answer
+
+    @property
+    def calls(self) -> int:
+        """How many."""
+        return len(self.times_ms or [])
+
+    def rows(self) -> list[list[str]]:
+        """For a report's table."""
+        times = self.times_ms or [0.0]
+        p50, p99 = np.percentile(times, [50, 99])
+        thousand = 1000 * self.charged_pico_usd // max(1, self.calls)
+        return [
+            ["calls", str(self.calls)],
+            ["p50", f"{p50:.0f} ms"],
+            ["p99", f"{p99:.0f} ms"],
+            ["1,000 calls cost", format_usd(thousand)],
+        ]
+
+
+def result(
+    model: str,
+    question: str,
+    count: int,
+    figures: Sequence[Figure],
+    difference: float,
+    meter: Meter,
+    sections: Sequence[dict[str, Any]] = (),
+    limits: Sequence[str] = (),
+) -> dict[str, Any]:
+    """A result as reports and the command line read it.
+
+    `difference`: 0 where every answer equals that of the engine in this process, else the share
+    of answers that do not.
+    """
+    service = {
+        "title": "Latency and cost",
+        "text": "Each call through the pool, paid and receipted.",
+        "head": ["", ""],
+        "rows": meter.rows(),
+    }
+    return {
+        "model": model,
+        "question": question,
+        "scored_by": "pool",
+        "n": count,
+        "figures": [asdict(item) | {"reached": item.reached} for item in figures],
+        "difference_to_engine": difference,
+        "agrees": difference == 0.0,
+        "sections": [*sections, service],
+        "limits": list(limits),
+    }
+
+
+def in_process(model: str, work: Callable[[Any], Coroutine[Any, Any, T] | Awaitable[T]]) -> T:
+    """Run `work` with the same engine in this process; it is closed afterwards."""
+
+    async def run() -> T:
+        engine = make_engine(catalogue.load(model), Store(), NodeConfig())
+        await engine.start()
+        try:
+            return await work(engine)
+        finally:
+            await engine.close()
+
+    return asyncio.run(run())
