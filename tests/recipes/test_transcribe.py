@@ -1,4 +1,4 @@
-"""Words, errors, noise, and the microphone's settling; the engine itself is tested with its route."""
+"""Words, errors, noise, and the microphone; the engine is tested with its route."""
 
 from __future__ import annotations
 
