@@ -19,6 +19,7 @@ NAMES: Final = (
     "quality",
     "healthcare",
     "transcribe",
+    "support",
 )
 
 

@@ -186,7 +186,7 @@ def play(pool: PoolScorer, small: bool, progress: Progress) -> list[dict[str, An
     if not small:
         sections.append(_long(Ear(pool, Meter())))
     limits = (
-        "Read English by one speaker, without noise of its own; 71 words say little about accents,"
+        "Read English by one speaker, without noise of its own; 70 words say little about accents,"
         " names, or a telephone line.",
         "A node hears what is said: send nothing to strangers that they may not know.",
         f"Doubt is the model's own: below {DOUBT_LOGPROB} log-probability a token, or probably no"
