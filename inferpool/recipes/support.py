@@ -32,6 +32,7 @@ ANSWERS: Final = 6
 SMALL_ANSWERS: Final = 2
 SUPPORT: Final = 0.7  # of an answer's longer words that its passage must have
 FUSION: Final = 10  # of reciprocal rank fusion (Cormack, Clarke, Büttcher, SIGIR 2009; there 60)
+LEAST_WORDS: Final = 3  # that an answer has to add
 DOUBT: Final = 0.35  # a nearest passage farther than this is none: a person answers
 FOREIGN: Final = (
     "What is the capital of Portugal?",
@@ -124,12 +125,17 @@ def sentences(text: str) -> list[str]:
     return [item.strip() for item in found if len(item.split()) > 4]
 
 
-def borne_out(answer: str, passage: str) -> bool:
-    """Whether enough of the answer's longer words, and every number, stand in the passage."""
+def borne_out(question: str, answer: str, passage: str) -> bool:
+    """Whether enough of what the answer adds to the question, and every number, is the passage's.
+
+    Longer words only; words of the question prove nothing, and an answer that adds hardly any is
+    none.
+    """
     known = set(terms(passage))
-    said = [word for word in terms(answer) if len(word) > 3]
+    said = {word for word in terms(answer) if len(word) > 3} - set(terms(question))
     numbers = set(re.findall(r"\d+", answer)) <= set(re.findall(r"\d+", passage))
-    return bool(said) and numbers and sum(w in known for w in said) >= SUPPORT * len(said)
+    enough = len(said) >= LEAST_WORDS and len(said & known) >= SUPPORT * len(said)
+    return enough and numbers
 
 
 @dataclass(slots=True)
@@ -234,7 +240,7 @@ def _answers(
         question, place = book.questions[number][0], int(order[number][0])
         text = book.texts[place]
         said = _write(api, question, text)
-        good = borne_out(said, text)
+        good = borne_out(question, said, text)
         borne += good
         quote = max(
             sentences(text) or [text], key=lambda s: len(set(terms(s)) & set(terms(question)))

@@ -41,13 +41,14 @@ def test_fusion_prefers_what_all_rank_high() -> None:
     [
         ("The node claims each hour.", True),
         ("The node claims each 24 hours.", False),  # a number that nobody gave
+        ("To withdraw you withdraw what you want to withdraw from.", False),  # the question again
         ("Bananas ripen in warm, sunny places.", False),
         ("", False),
     ],
 )
 def test_what_the_passage_does_not_say_is_not_borne_out(answer: str, good: bool) -> None:
     passage = "The node claims each hour and at once when a payer starts to withdraw."
-    assert support.borne_out(answer, passage) is good
+    assert support.borne_out("How do I withdraw from what I want?", answer, passage) is good
 
 
 def test_a_long_passage_is_cut_and_keeps_every_word() -> None:
