@@ -194,11 +194,8 @@ def payment_us(rounds: int = 2000) -> dict[str, float]:
 
     for _ in range(rounds):
         request_id = secrets.token_bytes(32)
-        accepted = x402.requirements(terms, 10)
         voucher = timed("gateway", lambda: ours.authorise(request_id, 10, payer))
-        header = timed(
-            "gateway", lambda: x402.payment_signature(config.to_wire(), voucher, accepted)
-        )
+        header = timed("gateway", lambda: x402.payment_signature(config, voucher, terms, 10))
         payment = timed("node", lambda: x402.parse_payment(header))
         timed("node", lambda: payment.config.channel_id(1))
         timed("node", lambda: theirs.admit(request_id, payment.voucher, 10))

@@ -212,8 +212,7 @@ class Flights:
         """
         attempt = flight.attempt
         flight.request_hash = sha256(body)
-        accepted = x402.requirements(attempt.offer.terms, attempt.maximum_units)
-        config = flight.channel.config.to_wire()
+        config, terms = flight.channel.config, attempt.offer.terms
         fixed = [
             *extra,
             (headers.VERSION, headers.VERSION_SPOKEN),
@@ -228,7 +227,7 @@ class Flights:
             fixed.append((headers.RECEIPTS, headers.CHAINED))
         flight.record.move(AttemptState.SENT)
         for _ in range(VOUCHER_RETRIES_MAX + 1):
-            paid = x402.payment_signature(config, flight.voucher, accepted)
+            paid = x402.payment_signature(config, flight.voucher, terms, attempt.maximum_units)
             payment = (headers.PAYMENT_SIGNATURE, paid)
             response = await self._request(flight, path, [*fixed, payment], body, timeout_s)
             if response.status == 200:

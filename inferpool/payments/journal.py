@@ -37,10 +37,15 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One statement with its parameters."""
+    """One statement with its parameters.
+
+    Of several writes to one `row` in one commit only the last is executed: the totals of a channel
+    change with each answer, and a burst of answers needs one of them on disk.
+    """
 
     statement: Statement
     values: dict[str, object]
+    row: bytes | None = None  # the key of the row that it replaces whole, where it does
 
     def parameters(self) -> tuple[object, ...]:
         """Positional parameters in the order of the SQL."""
@@ -179,8 +184,8 @@ def _commit_all(connection: Any, units: Sequence[Sequence[Write]]) -> list[Excep
 def _commit(connection: Any, writes: Sequence[Write]) -> Exception | None:
     cursor = connection.cursor()
     try:
-        for write in writes:
-            cursor.execute(write.statement.sql, write.parameters())
+        for statement, rows in _grouped(writes):
+            cursor.executemany(statement.sql, rows)
         connection.commit()
     except Exception as error:
         connection.rollback()
@@ -188,6 +193,20 @@ def _commit(connection: Any, writes: Sequence[Write]) -> Exception | None:
     finally:
         cursor.close()
     return None
+
+
+def _grouped(writes: Sequence[Write]) -> list[tuple[Statement, list[tuple[object, ...]]]]:
+    """Parameters by statement, in the order in which these first come; each row once."""
+    last: dict[tuple[int, object], Write] = {}
+    for at, write in enumerate(writes):
+        key = (id(write.statement), at if write.row is None else write.row)
+        last.pop(key, None)
+        last[key] = write
+    groups: dict[int, tuple[Statement, list[tuple[object, ...]]]] = {}
+    for write in last.values():
+        found = groups.setdefault(id(write.statement), (write.statement, []))
+        found[1].append(write.parameters())
+    return list(groups.values())
 
 
 def _finish(ended: Sequence[tuple[asyncio.Future[None], Exception | None]]) -> None:

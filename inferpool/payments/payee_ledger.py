@@ -10,10 +10,10 @@ from sqlalchemy.dialects.sqlite import insert
 from inferpool.payments.journal import Journal, Write
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.schema import PAYEE_CHANNELS, PAYEE_CLAIMS, PAYEE_ENERGY, PAYEE_RECEIPTS
-from inferpool.protocol.encoding import canonical, parse
+from inferpool.protocol.encoding import parse
 from inferpool.protocol.limits import CHANNELS_MAX, RECEIPTS_PAGE_MAX, REQUEST_IDS_KEPT_MAX
 from inferpool.protocol.receipt import SignedReceipt
-from inferpool.protocol.voucher import ChannelConfig
+from inferpool.protocol.voucher import ChannelConfig, canonical_config
 
 _MUTABLE = ("best", "best_signature", "total_pico_usd", "reported", "seq", "claimed")
 
@@ -137,7 +137,7 @@ class PayeeLedger:
     def _channel_write(self, channel: PayeeChannel) -> Write:
         values: dict[str, object] = {
             "channel_id": channel.channel_id,
-            "config": canonical(channel.config.to_wire()),
+            "config": canonical_config(channel.config),
             "best": str(channel.best),
             "best_signature": channel.best_signature,
             "total_pico_usd": str(channel.total_pico_usd),
@@ -145,7 +145,7 @@ class PayeeLedger:
             "seq": channel.seq,
             "claimed": str(channel.claimed),
         }
-        return Write(self._save_channel, values)
+        return Write(self._save_channel, values, channel.channel_id)
 
     def receipts(self, channel_id: bytes, after: int) -> list[SignedReceipt]:
         """A page of a channel's receipts with seq above `after`, in order."""

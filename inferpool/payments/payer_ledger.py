@@ -15,10 +15,10 @@ from inferpool.payments.journal import Journal, Statement, Write
 from inferpool.payments.payer import PayerChannel
 from inferpool.payments.schema import ACCOUNTS, ATTEMPTS, PAYER_CHANNELS, PAYER_DEPOSITS
 from inferpool.protocol.attempt import Attempt
-from inferpool.protocol.encoding import canonical, parse, sha256
+from inferpool.protocol.encoding import parse, sha256
 from inferpool.protocol.lifecycle import ATTEMPT_MOVES, AttemptState, move
 from inferpool.protocol.receipt import SignedReceipt
-from inferpool.protocol.voucher import ChannelConfig
+from inferpool.protocol.voucher import ChannelConfig, canonical_config
 
 _ENDED = (AttemptState.SETTLED, AttemptState.REFUSED, AttemptState.FAILED)
 
@@ -221,21 +221,21 @@ class PayerLedger:
             "spent_pico_usd": str(account.spent_pico_usd),
             "created_ms": self._created_ms[key_hash],
         }
-        return Write(self._save_account, values)
+        return Write(self._save_account, values, key_hash)
 
     def _channel_write(self, channel: PayerChannel) -> Write:
         node, _ = self.channels[channel.channel_id]
         values: dict[str, object] = {
             "channel_id": channel.channel_id,
             "node": node,
-            "config": canonical(channel.config.to_wire()),
+            "config": canonical_config(channel.config),
             "decimals": channel.decimals,
             "balance": str(channel.balance),
             "total_pico_usd": str(channel.total_pico_usd),
             "signed_max": str(channel.signed_max),
             "base_pico_usd": str(channel.base_pico_usd),
         }
-        return Write(self._save_channel, values)
+        return Write(self._save_channel, values, channel.channel_id)
 
     def _attempt_write(self, record: AttemptRecord) -> Write:
         values: dict[str, object] = {name: getattr(record, name) for name in _NAMES}

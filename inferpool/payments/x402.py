@@ -8,6 +8,7 @@ PAYMENT-RESPONSE goes with the answer: what was charged. Each is base64 of JSON.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal
 
 import orjson
@@ -104,26 +105,34 @@ def payment_required(
     )
 
 
-def payment_signature(
-    config: dict[str, object], voucher: Voucher, accepted: dict[str, object]
-) -> bytes:
-    """PAYMENT-SIGNATURE of an open channel; `config` and `accepted` are in wire form already,
-    since a payer sends the same ones with each request."""
+@lru_cache(maxsize=4096)  # a window sends the same voucher for the same maximum many times
+def payment_signature(config: ChannelConfig, voucher: Voucher, terms: Terms, amount: int) -> bytes:
+    """PAYMENT-SIGNATURE of an open channel, for a request of at most `amount` base units."""
     return _encode(
         {
             "x402Version": X402_VERSION,
             "payload": {
                 "type": "voucher",
-                "channelConfig": config,
+                "channelConfig": _config_json(config),
                 "voucher": {
                     "channelId": to_hex(voucher.channel_id),
                     "maxClaimableAmount": str(voucher.max_claimable),
                     "signature": to_hex(voucher.signature),
                 },
             },
-            "accepted": accepted,
+            "accepted": _requirements_json(terms, amount),
         }
     )
+
+
+@lru_cache(maxsize=4096)
+def _config_json(config: ChannelConfig) -> orjson.Fragment:
+    return orjson.Fragment(orjson.dumps(config.to_wire()))
+
+
+@lru_cache(maxsize=4096)
+def _requirements_json(terms: Terms, amount: int) -> orjson.Fragment:
+    return orjson.Fragment(orjson.dumps(requirements(terms, amount)))
 
 
 def payment_response(terms: Terms, payer: bytes, view: ChannelView, charged: int) -> bytes:
@@ -140,6 +149,7 @@ def payment_response(terms: Terms, payer: bytes, view: ChannelView, charged: int
     )
 
 
+@lru_cache(maxsize=256)  # of 16 KiB at most each; a window sends the same bytes again
 def parse_payment(value: bytes) -> Payment:
     """Parse PAYMENT-SIGNATURE. Raises PaymentRequired(payment_invalid) that says what is wrong."""
     try:
@@ -155,7 +165,7 @@ def parse_payment(value: bytes) -> Payment:
         network = accepted.get("network")
         return Payment(
             kind="deposit" if kind == "deposit" else "voucher",
-            config=ChannelConfig.from_wire(payload.get("channelConfig")),
+            config=_config(payload.get("channelConfig")),
             voucher=Voucher(
                 from_hex(voucher.get("channelId"), 32),
                 _amount(voucher, "maxClaimableAmount", 2**128),
@@ -216,6 +226,18 @@ def _deposit(payload: dict[str, object]) -> tuple[int, DepositAuthorization]:
         salt=int.from_bytes(from_hex(inner.get("salt"), 32), "big"),
         signature=from_hex(inner.get("signature"), 65),
     )
+
+
+def _config(wire: object) -> ChannelConfig:
+    """A channel's config; its seven members come with each of its payments."""
+    if isinstance(wire, dict) and all(type(item) in (str, int) for item in wire.values()):
+        return _known_config(tuple(wire.items()))
+    return ChannelConfig.from_wire(wire)
+
+
+@lru_cache(maxsize=4096)
+def _known_config(members: tuple[tuple[str, object], ...]) -> ChannelConfig:
+    return ChannelConfig.from_wire(dict(members))
 
 
 def _object(holder: dict[str, object], name: str) -> dict[str, object]:

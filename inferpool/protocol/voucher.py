@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Final
 
 from inferpool.protocol import eip712
-from inferpool.protocol.encoding import from_hex, to_checksum, to_hex
+from inferpool.protocol.encoding import canonical, from_hex, to_checksum, to_hex
 
 CHANNELS_ADDRESS: Final = bytes.fromhex("4020074e9df2ce1dee5a9c1b5c3f541d02a10003")
 COLLECTOR_3009_ADDRESS: Final = bytes.fromhex("4020806089470a89826cb9fb1f4059150b550004")
@@ -78,6 +78,12 @@ class ChannelConfig:
             withdraw_delay_s=delay,
             salt=from_hex(wire.get("salt"), 32),
         )
+
+
+@lru_cache(maxsize=4096)
+def canonical_config(config: ChannelConfig) -> bytes:
+    """Canonical JSON of a channel's terms, as ledgers keep them with each write."""
+    return canonical(config.to_wire())
 
 
 @lru_cache(maxsize=4096)

@@ -230,9 +230,8 @@ class Payer:
         most = self.maximum(job)
         if voucher is None:
             voucher = self.channel.authorise(request_id, most, self.key)
-        accepted = x402.requirements(self.offer.terms, most if amount is None else amount)
-        config = self.channel.config.to_wire()
-        payment = x402.payment_signature(config, voucher, accepted)
+        accepted = most if amount is None else amount
+        payment = x402.payment_signature(self.channel.config, voucher, self.offer.terms, accepted)
         ours = [
             (headers.VERSION, b"1"),
             (headers.REQUEST_ID, to_hex(request_id).encode()),

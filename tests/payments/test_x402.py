@@ -184,7 +184,7 @@ def test_the_sdk_reads_our_payment_response() -> None:
 
 def test_the_sdk_reads_our_payment() -> None:
     voucher = payer_channel(1000).authorise(name(1), 25, AUTHORIZER)
-    header = x402.payment_signature(CONFIG.to_wire(), voucher, x402.requirements(TERMS, 25))
+    header = x402.payment_signature(CONFIG, voucher, TERMS, 25)
     found = decode_payment_signature_header(header.decode())
     assert isinstance(found, PaymentPayload)
     payload = VoucherPayload.from_dict(found.payload)
@@ -238,7 +238,7 @@ def packed(body: object) -> bytes:
 
 def good() -> dict[str, Any]:
     voucher = Voucher(CHANNEL_ID, 25, AUTHORIZER.sign(bytes(32)))
-    header = x402.payment_signature(CONFIG.to_wire(), voucher, x402.requirements(TERMS, 25))
+    header = x402.payment_signature(CONFIG, voucher, TERMS, 25)
     body: dict[str, Any] = json.loads(base64.b64decode(header))
     return body
 
