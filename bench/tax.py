@@ -2,11 +2,14 @@
 
 usage: python -m bench.tax [--chats N] [--calls N] [--json FILE]
 
-Three rows for a chat call and for a tensor call. Bare is the engine's adapter in this process; paid
-is through gateway and node, each a process of its own, on a real development chain, with a voucher
-and a receipt for every call (window 1). What vouchers and receipts cost is measured apart in the
-same run and taken off for the row `with features`. CPU is of every thread of a process, from the
-kernel's scheduler statistics; all figures are medians or means over the calls of one run.
+A chat and a tensor call, each bare (the engine's adapter in this process) and paid: through gateway
+and node, each a process of its own, on a real development chain, with a receipt for every call.
+Tensor calls are paid twice, at a window of 1 (a voucher and a signed receipt each: a row costs one
+base unit of the token) and of 32 (vouchers sent again, receipts chained), each one at a time and 16
+at once. What paying costs by itself is measured in the same run by `bench.payment`, both sides and
+both disks together; half of it is taken off for the row `with features`. CPU is of every thread of
+a process, kernel time included, from the scheduler's statistics; all figures are medians or means
+over the calls of one run, and ratios within it count.
 """
 
 from __future__ import annotations
@@ -15,30 +18,24 @@ import argparse
 import asyncio
 import json
 import re
-import secrets
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from bench import payment
 from inferpool.config import load
 from inferpool.daemon.node import load_services
 from inferpool.daemon.pool import ROLES, Pool
 from inferpool.engines.base import Progress, Sampling, Tensor, TextCall
 from inferpool.home import Home
-from inferpool.identity.signing import Key, verify
 from inferpool.models.store import Store
-from inferpool.payments import x402
-from inferpool.payments.payee import PayeeChannel
-from inferpool.payments.payer import PayerChannel
-from inferpool.protocol.offer import Terms
-from inferpool.protocol.receipt import Outcome, Receipt, SignedReceipt
-from inferpool.protocol.voucher import ChannelConfig
 from inferpool.transport.http import HttpTransport, open_transport
 from inferpool.transport.sse import Event, events
 
@@ -46,6 +43,7 @@ PROMPT = "Name three primary colours."
 TEXT = "meeting moved to friday please confirm that you can make it"
 TOKENS = 24
 WARM = 3
+WARM_TENSORS = 64  # a node has earned a window by then
 TEXT_CHUNK = re.compile(rb'"content":"[^"]')
 
 
@@ -93,7 +91,7 @@ async def bare_chat(engine: Any, calls: int) -> dict[str, float]:
     """The engine's adapter alone: first token and whole answer, in ms."""
     first, whole = [], []
     for i in range(calls + WARM):
-        message = {"role": "user", "content": PROMPT}
+        message: dict[str, object] = {"role": "user", "content": PROMPT}
         call = TextCall((message,), None, TOKENS, Sampling(seed=7, temperature=0.0))
         begun, at = time.perf_counter(), 0.0
         async for chunk in engine.generate(call, Progress()):
@@ -154,100 +152,90 @@ async def bare_tensor(engine: Any, calls: int) -> dict[str, float]:
     return {"whole_ms": 1000 * statistics.median(spent)}
 
 
-async def paid_tensor(pipe: HttpTransport, key: str, pool: Pool, calls: int) -> dict[str, float]:
-    """The same through the pool."""
+async def paid_tensor(
+    pipe: HttpTransport, key: str, pool: Pool, calls: int, at_once: int
+) -> dict[str, float]:
+    """The same through the pool, so many at once."""
     tensor = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [TEXT]}
     body = orjson.dumps({"inputs": [tensor]})
     headers = [(b"authorization", b"Bearer " + key.encode())]
-    spent, meter = [], None
-    for i in range(calls + WARM):
-        if i == WARM:
-            meter = Meter(pool)
-        begun = time.perf_counter()
-        response = await pipe.request("POST", "/v2/models/spam/infer", headers, body, timeout_s=60)
-        answer = await response.read(100_000)
-        assert response.status == 200, answer
-        if i >= WARM:
+    spent: list[float] = []
+
+    async def worker(count: int) -> None:
+        for _ in range(count):
+            begun = time.perf_counter()
+            path = "/v2/models/spam/infer"
+            response = await pipe.request("POST", path, headers, body, timeout_s=60)
+            answer = await response.read(100_000)
+            assert response.status == 200, answer
             spent.append(time.perf_counter() - begun)
-    assert meter is not None, "there is at least one call"
-    costs = {f"{name}_us": value for name, value in meter.per_call_us(calls).items()}
-    return {"whole_ms": 1000 * statistics.median(spent), **costs}
 
-
-def payment_us(rounds: int = 2000) -> dict[str, float]:
-    """CPU of a voucher and a receipt on each side, in microseconds."""
-    payer, node = Key(b"\1" * 32), Key(b"\2" * 32)
-    config = ChannelConfig(
-        payer.address, payer.address, node.address, node.address, b"\3" * 20, 900, b"\4" * 32
-    )
-    terms = Terms(1, b"\3" * 20, "Dollar", "1", 6, node.address, node.address, 1, 900)
-    channel_id = config.channel_id(1)
-    ours = PayerChannel(config, channel_id, 1, 6, balance=10**15)
-    theirs = PayeeChannel(config, channel_id, 1, 6, balance=10**15)
-    costs: dict[str, float] = {"gateway": 0.0, "node": 0.0}
-
-    def timed(side: str, work: Callable[[], Any]) -> Any:
-        begun = time.process_time_ns()
-        result = work()
-        costs[side] += (time.process_time_ns() - begun) / rounds / 1000
-        return result
-
-    for _ in range(rounds):
-        request_id = secrets.token_bytes(32)
-        voucher = timed("gateway", lambda: ours.authorise(request_id, 10, payer))
-        header = timed("gateway", lambda: x402.payment_signature(config, voucher, terms, 10))
-        payment = timed("node", lambda: x402.parse_payment(header))
-        timed("node", lambda: payment.config.channel_id(1))
-        timed("node", lambda: theirs.admit(request_id, payment.voucher, 10))
-        theirs.charge(request_id, 3_000_000)
-        receipt = Receipt(
-            *[request_id] * 5, "fake@1", request_id, 0, channel_id, theirs.seq, 1, 1, 3_000_000,
-            theirs.total_pico_usd, 1, 1, 2, Outcome.COMPLETE,
-        )  # fmt: skip
-        digest = timed("node", lambda: receipt.digest(1))
-        signed = SignedReceipt(receipt, timed("node", lambda: node.sign(digest)))
-        sent = timed("node", signed.header)
-        got = timed("gateway", lambda: SignedReceipt.from_header(sent))
-        timed("gateway", lambda: verify(got.receipt.digest(1), got.signature, node.address))
-        timed("gateway", lambda: ours.book(got.receipt))
-    return costs
+    await asyncio.gather(*[worker(WARM_TENSORS // at_once) for _ in range(at_once)])
+    spent.clear()
+    meter, begun = Meter(pool), time.perf_counter()
+    await asyncio.gather(*[worker(calls // at_once) for _ in range(at_once)])
+    wall = time.perf_counter() - begun
+    costs = {f"{name}_us": value for name, value in meter.per_call_us(len(spent)).items()}
+    median = 1000 * statistics.median(spent)
+    return {"whole_ms": median, "per_s": len(spent) / wall, **costs}
 
 
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
-    lines = []
-    pay = report["payment_us"]
-    for kind in ("chat", "tensor"):
-        bare, paid = report[kind]["bare"], report[kind]["paid"]
-        lines.append(f"\n{kind}: {report[kind]['calls']} calls, one at a time")
-        lines.append(f"{'row':16}{'first ms':>10}{'whole ms':>10}{'gateway us':>12}{'node us':>10}")
-        for row, side in (("bare engine", bare), ("paid", paid)):
-            if row == "paid":
-                features = {n: paid[f"{n}_us"] - pay[n] for n in ("gateway", "node")}
-                lines.append(
-                    f"{'with features':16}{'':10}{'':10}"
-                    f"{features['gateway']:12.0f}{features['node']:10.0f}"
-                )
-            first = f"{side['first_ms']:10.2f}" if "first_ms" in side else f"{'':10}"
-            cpu = "".join(
-                f"{side[f'{n}_us']:{w}.0f}" if f"{n}_us" in side else " " * w
-                for n, w in (("gateway", 12), ("node", 10))
-            )
-            lines.append(f"{row:16}{first}{side['whole_ms']:10.2f}{cpu}")
-        lines.append(f"tax on the whole answer: {paid['whole_ms'] / bare['whole_ms']:.3f} x")
-        if "engine_us" in paid and kind == "chat":
-            ours = paid["gateway_us"] + paid["node_us"]
-            lines.append(f"our CPU against the engine's: {ours / paid['engine_us']:.3%}")
-    lines.append(
-        f"\nvoucher and receipt: gateway {pay['gateway']:.0f} us, node {pay['node']:.0f} us of CPU"
-    )
+    chat = report["chat"]
+    bare, paid = chat["bare"], chat["paid"]
+    lines = [
+        f"chat: {chat['calls']} calls, one at a time",
+        f"{'row':24}{'first ms':>10}{'whole ms':>10}{'gateway us':>12}{'node us':>10}",
+        f"{'bare engine':24}{bare['first_ms']:10.2f}{bare['whole_ms']:10.2f}",
+        f"{'paid':24}{paid['first_ms']:10.2f}{paid['whole_ms']:10.2f}"
+        f"{paid['gateway_us']:12.0f}{paid['node_us']:10.0f}",
+        f"tax on the whole answer: {paid['whole_ms'] / bare['whole_ms']:.3f} x",
+    ]
+    if "engine_us" in paid:
+        ours = paid["gateway_us"] + paid["node_us"]
+        lines.append(f"our CPU against the engine's: {ours / paid['engine_us']:.3%}")
+    lines += [
+        "",
+        f"tensor: {report['tensor']['calls']} calls a row",
+        f"{'row':24}{'at once':>8}{'whole ms':>10}{'calls/s':>9}{'gateway us':>12}{'node us':>10}",
+        f"{'bare engine':24}{1:8}{report['tensor']['bare']['whole_ms']:10.2f}",
+    ]
+    for row in report["tensor"]["rows"]:
+        half = row["payment_us"] / 2
+        gateway, node = row["gateway_us"], row["node_us"]
+        rest = f"{gateway - half:12.0f}{node - half:10.0f}"
+        lines.append(f"{'with features':24}{row['at_once']:8}{'':19}{rest}")
+        lines.append(
+            f"{'paid, window ' + str(row['window']):24}{row['at_once']:8}{row['whole_ms']:10.2f}"
+            f"{row['per_s']:9.0f}{gateway:12.0f}{node:10.0f}"
+        )
+    lines += ["", "paying by itself, both sides and both disks, us of CPU a call:"]
+    lines += [
+        f"window {row['window']:2}, {row['at_once']:2} at once: {row['payment_us']:.0f}"
+        for row in report["tensor"]["rows"]
+    ]
     return "\n".join(lines)
+
+
+@asynccontextmanager
+async def running(flags: dict[str, object]) -> AsyncIterator[tuple[Pool, HttpTransport, str]]:
+    """A pool of three processes, a pipe to its gateway, and an API key."""
+    home = Home(Path(tempfile.mkdtemp(prefix="inferpool-bench-")))
+    pool = Pool(home, flags)
+    try:
+        for role in ROLES:
+            await asyncio.to_thread(pool.start, role)
+        pipe = open_transport(pool.running["gateway"].url)
+        yield pool, pipe, home.secret("api-key")
+        await pipe.close()
+    finally:
+        await asyncio.to_thread(pool.close)
 
 
 async def measure(chats: int, calls: int) -> dict[str, Any]:
     """Everything in one run."""
-    flags = {"chain.port": 0, "node.port": 0, "gateway.port": 0}
-    home = Home(Path(tempfile.mkdtemp(prefix="inferpool-bench-")))
+    flags: dict[str, object] = {"chain.port": 0, "node.port": 0, "gateway.port": 0}
     config = load(None, {}, flags)
     services = await load_services(config.node, Store())
     by_name = {item.manifest.name: item.engine for item in services.hosted}
@@ -257,21 +245,26 @@ async def measure(chats: int, calls: int) -> dict[str, Any]:
     finally:
         for engine in services.engines:
             await engine.close()
-    pool = Pool(home, flags)
-    try:
-        for role in ROLES:
-            await asyncio.to_thread(pool.start, role)
-        pipe = open_transport(pool.running["gateway"].url)
-        key = home.secret("api-key")
+    async with running(flags) as (pool, pipe, key):
         through_chat = await paid_chat(pipe, key, pool, chats)
-        through_tensor = await paid_tensor(pipe, key, pool, calls)
-        await pipe.close()
-    finally:
-        await asyncio.to_thread(pool.close)
+    rows = []
+    for window in (1, 32):
+        small = {
+            **flags,
+            "node.models": ("spam",),
+            "node.price_row_usd_per_million": "1",
+            "gateway.window": window,
+        }
+        async with running(small) as (pool, pipe, key):
+            for at_once in (1, 16):
+                row = await paid_tensor(pipe, key, pool, calls, at_once)
+                alone = await payment.measure(calls, at_once, window)
+                rows.append(
+                    {"window": window, "at_once": at_once, **row, "payment_us": alone["us"]}
+                )
     return {
         "chat": {"calls": chats, "bare": chat, "paid": through_chat},
-        "tensor": {"calls": calls, "bare": tensor, "paid": through_tensor},
-        "payment_us": payment_us(),
+        "tensor": {"calls": calls, "bare": tensor, "rows": rows},
     }
 
 
