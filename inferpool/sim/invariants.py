@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import orjson
 from sqlalchemy import select
 
 from inferpool.chain.memory import MemoryChain
 from inferpool.payments.payee import PayeeChannel
-from inferpool.payments.schema import ATTEMPTS, PAYEE_CHANNELS, PAYEE_RECEIPTS, PAYER_CHANNELS
+from inferpool.payments.schema import (
+    ATTEMPTS,
+    PAYEE_CHANNELS,
+    PAYEE_RECEIPTS,
+    PAYER_CHANNELS,
+    ROUTES,
+)
+from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.lifecycle import AttemptState
 from inferpool.sim.parts import SimGateway, SimNode
 
@@ -177,3 +185,25 @@ def check_agreed(gateways: Iterable[SimGateway], nodes: Iterable[SimNode]) -> No
                 spent=account.spent_pico_usd,
                 attempts=spent,
             )
+
+
+def check_routes(gateway: SimGateway) -> None:
+    """At rest: no node is thought busy, and each attempt went to a node that its trace priced.
+
+    A crash may lose the last second's traces; what is kept must be right.
+    """
+    for node in gateway.gateway.directory.nodes.values():
+        require(node.in_flight == 0, "no node is busy at rest", busy=node.in_flight)
+        require(not node.probing, "no probe is on its way at rest")
+        require(0 <= node.failures <= 1, "a share is a share", failures=node.failures)
+    priced: dict[str, set[str]] = {}
+    for row in gateway.journal.read(select(ROUTES)):
+        trace = orjson.loads(row.data)
+        costs = [item["cost_pico_usd"] for item in trace["candidates"]]
+        require(all(cost >= 0 for cost in costs), "costs are never negative", costs=costs)
+        nodes = {item["node"] for item in trace["candidates"]}
+        priced.setdefault(row.client_request_id, set()).update(nodes)
+    for row in gateway.journal.read(select(ATTEMPTS)):
+        known = priced.get(row.client_request_id)
+        if known is not None:
+            require(to_hex(row.node) in known, "a node that is tried was priced", known=known)

@@ -145,6 +145,9 @@ class World:
                 await self._claim()
             if random.random() >= self._options.faults:
                 continue
+            if random.random() < 0.3:
+                await self._hang(random)
+                continue
             victims: list[SimNode | SimGateway] = [*self._nodes.values(), *self._gateways]
             victim = random.choice(victims)
             self._report.crashes[victim.name] += 1
@@ -153,6 +156,17 @@ class World:
             await victim.crash()
             await asyncio.sleep(random.uniform(0.1, 3.0))
             await victim.start()
+
+    async def _hang(self, random: Random) -> None:
+        """An engine stops in the middle of its answers while its front end beats on, until somebody
+        starts the node anew."""
+        node = random.choice(list(self._nodes.values()))
+        engine = node.engine
+        engine.hang_after = random.randint(0, 12)
+        self._report.crashes[f"{node.name}/engine"] += 1
+        await asyncio.sleep(random.uniform(1.0, 6.0))
+        await node.crash()
+        await node.start()
 
     async def _claim(self) -> None:
         for node in self._nodes.values():
@@ -180,6 +194,8 @@ class World:
         await asyncio.sleep(1.0)  # what was booked last is on disk
         self._check()
         invariants.check_agreed(self._gateways, self._nodes.values())
+        for gateway in self._gateways:
+            invariants.check_routes(gateway)
         await self._claim()
         channels = [
             channel

@@ -14,6 +14,7 @@ import pytest
 
 from inferpool.engines.base import Progress, TextCall
 from inferpool.engines.fake import FakeTextEngine
+from inferpool.gateway.nodes import KnownNode
 from inferpool.identity.signing import Key
 from inferpool.payments.budget import Account
 from inferpool.payments.journal import MemoryJournal, Write
@@ -130,6 +131,14 @@ def forgets_receipts(save: Callable[..., object]) -> Callable[..., object]:
     return save_channel_only
 
 
+def stays_busy(ended: Callable[..., None]) -> Callable[..., None]:
+    def end_and_count(self: KnownNode) -> None:
+        ended(self)
+        self.in_flight += 1
+
+    return end_and_count
+
+
 def repeats_tokens(generate: Callable[..., object]) -> Callable[..., object]:
     def generate_anew(self: FakeTextEngine, call: TextCall, progress: Progress) -> object:
         return generate(self, replace(call, resume=()), progress)
@@ -149,6 +158,7 @@ def repeats_tokens(generate: Callable[..., object]) -> Callable[..., object]:
         (Window, "limit", trusts_strangers),
         (PayeeLedger, "save_receipt", forgets_receipts),
         (FakeTextEngine, "generate", repeats_tokens),
+        (KnownNode, "ended", stays_busy),
     ],
     ids=[
         "work without cover",
@@ -160,6 +170,7 @@ def repeats_tokens(generate: Callable[..., object]) -> Callable[..., object]:
         "a window for strangers",
         "receipts not stored",
         "tokens repeated after a failover",
+        "nodes thought busy for ever",
     ],
 )
 def test_a_broken_rule_is_seen(
