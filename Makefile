@@ -7,7 +7,7 @@ RUN := $(BIN)/python -m
 PYTEST := $(RUN) pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check bench bench-routing chaos recipes docs lock test-browser test-ray test-anvil openai-suite setup setup-test clean
+.PHONY: help demo up test check bench bench-routing chaos recipes docs lock test-browser test-ray test-anvil openai-suite test-clients test-x402-npm setup setup-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -71,6 +71,9 @@ openai-suite: setup ## openai-python's own tests against a pool, with models tha
 
 test-x402-npm: setup-test ## the npm client of x402 pays a node (group test-x402-npm)
 	@sh scripts/x402_npm.sh
+
+test-clients: setup ## openai-node, litellm, llm and Schemathesis against a pool
+	@sh scripts/clients.sh
 
 lock: ## resolve the requirements again (needs uv)
 	@sh scripts/lock.sh

@@ -6,4 +6,6 @@ $compile --group test --output-file requirements/test.txt
 $compile --constraint requirements/test.txt --output-file requirements/runtime.txt
 uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
     --group openai-suite --output-file requirements/openai-suite.txt
+uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
+    --group clients --output-file requirements/clients.txt
 ! grep -nE '^--|https?:' requirements/*.txt

@@ -9,6 +9,7 @@
 | POST /v2/models/M[/versions/V]/infer | Open Inference Protocol, binary extension included |
 | GET /v2, /v2/health/*, /v2/models/M[/ready] | its metadata |
 | GET /health | 200 while it serves |
+| GET /openapi.json | these routes for machines |
 | GET /metrics | for Prometheus; on this machine, else under the control token |
 | POST /inferpool/offers | a node's signed offer; the answer is this gateway's word on the node |
 | GET /inferpool/status | channels, accounts, attempts; under the control token |
@@ -23,6 +24,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from inferpool import __version__
+from inferpool.gateway import openapi
 from inferpool.gateway.control import CONTROL, CapitalControls
 from inferpool.gateway.gateway import Caller, Gateway
 from inferpool.gateway.pushes import PushedOffers
@@ -31,13 +33,22 @@ from inferpool.metrics import CONTENT_TYPE
 from inferpool.protocol import limits
 from inferpool.protocol.errors import BadRequest, InferpoolError, Unauthorized, Unavailable
 from inferpool.protocol.job import Job, Task
-from inferpool.transport.asgi import ClientLeft, HttpRequest, Receive, Scope, Send, error_headers
+from inferpool.transport.asgi import (
+    ClientLeft,
+    HttpRequest,
+    Receive,
+    Scope,
+    Send,
+    error_headers,
+    unserved,
+)
 from inferpool.transport.base import TransportError
 
 _LOG = logging.getLogger("inferpool.gateway")
 Serve = Callable[[HttpRequest, bytes, Caller], Awaitable[None]]
 _PROXY_MAX = 256 * 1024
 _ROUTES = "/inferpool/routes/"
+_TENSOR_METHODS = {"": ("GET",), "ready": ("GET",), "infer": ("POST",)}
 
 
 class GatewayApp:
@@ -66,6 +77,7 @@ class GatewayApp:
             ("GET", "/v2/health/ready"): self._ready,
             ("GET", "/health"): self._ready,
             ("GET", "/metrics"): self._metrics,
+            ("GET", "/openapi.json"): self._openapi,
             ("GET", "/inferpool/status"): self._status,
             ("POST", "/inferpool/offers"): PushedOffers(gateway.directory, gateway.clock).serve,
         }
@@ -76,6 +88,11 @@ class GatewayApp:
             return
         request = HttpRequest(scope, receive, send)
         try:
+            if b"origin" in request.headers and not request.path.startswith("/inferpool/"):
+                request.open_to_pages()
+                if request.is_preflight():
+                    await request.allow_page()
+                    return
             await self._route(request)
         except ClientLeft:
             pass
@@ -104,9 +121,10 @@ class GatewayApp:
         elif method == "GET" and path.startswith(_ROUTES):
             await self._explain(request, path.removeprefix(_ROUTES))
         else:
-            known = path in self._paid or any(path == p for _, p in self._plain)
-            code = "method_not_allowed" if known else "not_found"
-            raise BadRequest(f"{method} {path} is not served here.", code=code)
+            one_model = path.startswith("/v1/models/")
+            allowed = ["POST"] if path in self._paid else ["GET"] if one_model else []
+            allowed += [known for known, plain in self._plain if plain == path]
+            raise unserved(request, allowed)
 
     async def _fail(self, request: HttpRequest, error: InferpoolError) -> None:
         self._gateway.metrics.refused(error.code)
@@ -142,8 +160,7 @@ class GatewayApp:
         elif request.method == "GET" and rest in ([], ["ready"]):
             await self._proxy(request, name, "/".join(["", *rest]))
         else:
-            code = "method_not_allowed" if rest in ([], ["ready"], ["infer"]) else "not_found"
-            raise BadRequest(f"{request.method} {request.path} is not served.", code=code)
+            raise unserved(request, _TENSOR_METHODS.get("/".join(rest), ()))
 
     async def _proxy(self, request: HttpRequest, name: str, rest: str) -> None:
         """A model's metadata, from a node that serves it."""
@@ -187,6 +204,9 @@ class GatewayApp:
     async def _ready(self, request: HttpRequest) -> None:
         ready = bool(self._gateway.models())
         await request.answer_json({"ready": ready}, 200 if ready else 503)
+
+    async def _openapi(self, request: HttpRequest) -> None:
+        await request.answer(200, openapi.document())
 
     async def _metrics(self, request: HttpRequest) -> None:
         if not request.is_local() and not self._is_owner(request):

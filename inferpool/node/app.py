@@ -42,9 +42,11 @@ from inferpool.transport.asgi import (
     Scope,
     Send,
     error_headers,
+    unserved,
 )
 
 _LOG = logging.getLogger("inferpool.node")
+_TENSOR_METHODS = {"": ("GET",), "ready": ("GET",), "infer": ("POST",)}
 
 Claim = Callable[[], Awaitable[dict[str, object]]]
 
@@ -109,9 +111,9 @@ class NodeApp:
         elif method == "GET" and path.startswith("/inferpool/evidence/"):
             await self._evidence(request)
         else:
-            known = path in self._paid or any(path == p for _, p in self._plain)
-            code = "method_not_allowed" if known else "not_found"
-            raise BadRequest(f"{method} {path} is not served here.", code=code)
+            allowed = ["POST"] if path in self._paid else []
+            allowed += [known for known, plain in self._plain if plain == path]
+            raise unserved(request, allowed)
 
     async def _fail(self, request: HttpRequest, error: InferpoolError) -> None:
         self._node.metrics.refused(error.code)
@@ -133,8 +135,7 @@ class NodeApp:
             await self._node.infer(request, name, body)
             return
         if request.method != "GET" or rest not in ([], ["ready"]):
-            code = "method_not_allowed" if rest in ([], ["ready"], ["infer"]) else "not_found"
-            raise BadRequest(f"{request.method} {request.path} is not served.", code=code)
+            raise unserved(request, _TENSOR_METHODS.get("/".join(rest), ()))
         hosted = self._node.services.find(name, Task.TENSOR)
         if rest:
             await request.answer(200 if hosted.engine.ready() else 503, b"", ())

@@ -7,6 +7,7 @@ from typing import Final, NoReturn
 
 import orjson
 
+from inferpool.protocol.encoding import SAFE_INTEGER_MAX
 from inferpool.protocol.errors import BadRequest
 from inferpool.protocol.limits import TEXT_MAX
 
@@ -63,9 +64,11 @@ def flag(value: object, name: str) -> bool:
 
 
 def integer(value: object, name: str, least: int, greatest: int) -> int | None:
-    """A whole number within bounds, or None. Raises BadRequest."""
+    """A whole number within bounds, or None; 1.0 is whole too. Raises BadRequest."""
     if value is None:
         return None
+    if isinstance(value, float) and value.is_integer() and abs(value) <= SAFE_INTEGER_MAX:
+        value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= greatest:
         fail(name, f"{name} must be an integer from {least} to {greatest}.")
     return value

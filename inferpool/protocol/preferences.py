@@ -60,6 +60,8 @@ NO_PREFERENCES: Final = RoutePreferences()
 def take_preferences(body: dict[str, object]) -> RoutePreferences:
     """`provider`, and our own members of `inferpool`, taken out of a body. Raises BadRequest."""
     provider, ours = body.pop("provider", None), body.get("inferpool")
+    if ours is None:
+        body.pop("inferpool", None)
     if provider is None and ours is None:
         return NO_PREFERENCES
     fields: dict[str, Any] = {}

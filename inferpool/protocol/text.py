@@ -7,7 +7,6 @@ dropped in silence.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -115,10 +114,11 @@ def _sampling(body: dict[str, object]) -> dict[str, float]:
         value = body.pop(name, None)
         if value is None:
             continue
-        kinds = (int,) if name in INTEGER_SAMPLERS else (int, float)
-        if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
+        if name in INTEGER_SAMPLERS:
+            value = integer(value, name, int(least), int(greatest))
+        if not isinstance(value, int | float) or isinstance(value, bool):
             fail(name, f"{name} must be a number from {least} to {greatest}.")
-        if not least <= value <= greatest:
+        if not least <= value <= greatest:  # so that it is finite too
             fail(name, f"{name} must be a number from {least} to {greatest}.")
         numbers[name] = value
     return numbers

@@ -27,11 +27,38 @@ EVENT_STREAM: Final = (
 )
 
 
+# What a web page may read of an answer, beside the few headers that it always may (Fetch, "CORS
+# protocol"). Keys come in a header of the request, never in a cookie, so that any page may ask.
+EXPOSED: Final = (
+    b"inferpool-cost-pico-usd, inferpool-node, inferpool-receipt, openai-processing-ms,"
+    b" retry-after, retry-after-ms, x-ratelimit-limit-requests, x-ratelimit-limit-tokens,"
+    b" x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests,"
+    b" x-ratelimit-reset-tokens, x-request-id, x-should-retry, inference-header-content-length"
+)
+_PAGE_KEEPS_S: Final = b"600"  # a page asks for leave again after this
+_PAGE_HEADERS_MAX: Final = 1024  # bytes of the names of headers that a page wants to send
 _FORWARDED: Final = frozenset((b"forwarded", b"x-forwarded-for", b"x-real-ip"))
 
 
 class ClientLeft(Exception):
     """The caller hung up; there is nobody to answer."""
+
+
+class MethodNotAllowed(BadRequest):
+    """The path is served, by other methods: `allow` names them, as RFC 9110 wants it."""
+
+    default = "method_not_allowed"
+
+    def __init__(self, request: HttpRequest, allow: str) -> None:
+        super().__init__(f"{request.method} {request.path} is not served; {allow} is.")
+        self.allow = allow
+
+
+def unserved(request: HttpRequest, methods: Sequence[str]) -> BadRequest:
+    """What is to be raised for a path that has these methods, and for one that has none."""
+    if methods:
+        return MethodNotAllowed(request, ", ".join(methods))
+    return BadRequest(f"{request.method} {request.path} is not served here.", code="not_found")
 
 
 class HttpRequest:
@@ -59,6 +86,34 @@ class HttpRequest:
             return False
         origin, host = self.headers.get(b"origin"), self.headers.get(b"host", b"")
         return _is_own(b"//" + host) and (origin is None or _is_own(origin))
+
+    def open_to_pages(self) -> None:
+        """Let the web page that asks read the answer, whichever one it is."""
+        send = self._send
+
+        async def opened(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                allowed = (b"access-control-allow-origin", b"*")
+                exposed = (b"access-control-expose-headers", EXPOSED)
+                message = {**message, "headers": [*message["headers"], allowed, exposed]}
+            await send(message)
+
+        self._send = opened
+
+    def is_preflight(self) -> bool:
+        """Whether a browser asks for a page's leave to send its real request."""
+        return self.method == "OPTIONS" and b"access-control-request-method" in self.headers
+
+    async def allow_page(self) -> None:
+        """Give that leave."""
+        wanted = self.headers.get(b"access-control-request-headers", b"")[:_PAGE_HEADERS_MAX]
+        found = [
+            (b"access-control-allow-methods", b"GET, POST"),
+            (b"access-control-max-age", _PAGE_KEEPS_S),
+        ]
+        if wanted:
+            found.append((b"access-control-allow-headers", wanted))
+        await self.answer(200, b"", found)
 
     async def body(self, limit: int) -> bytes:
         """The whole body. Raises BadRequest(body_too_large) before it reads past `limit`."""
@@ -162,6 +217,8 @@ def error_headers(error: InferpoolError) -> list[tuple[bytes, bytes]]:
         headers.append((b"retry-after", str(min(60, error.retry_after_s or 1)).encode()))
     if isinstance(error, BadRequest | PaymentRequired) or error.status in (401, 403):
         headers.append((b"x-should-retry", b"false"))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allow.encode()))
     return headers
 
 

@@ -52,6 +52,7 @@ VALID: list[tuple[str, Any, str, Any]] = [
     ("max_tokens", 1, "max_output", 1),
     ("max_tokens", 1_000_000, "max_output", 1_000_000),
     ("max_completion_tokens", 7, "max_output", 7),
+    ("max_completion_tokens", 7.0, "max_output", 7),  # whole in JSON
     ("max_tokens", None, "max_output", None),
     ("stop", "x", "stop", ("x",)),
     ("stop", ["a", "b", "c", "d"], "stop", ("a", "b", "c", "d")),
@@ -82,7 +83,7 @@ def test_served(name: str, value: Any, field: str, read: Any) -> None:
 
 INVALID: list[tuple[str, Any]] = [
     *(("max_tokens", value) for value in (0, -1, 1_000_001, 1.5, "5", True, [], {})),
-    *(("max_completion_tokens", value) for value in (0, 1.0, "1", False)),
+    *(("max_completion_tokens", value) for value in (0, 1.5, "1", False)),
     *(("stop", value) for value in ("", [""], ["a"] * 5, [1], [None], 5, {}, True, "x" * 257)),
     *(("seed", value) for value in (2**63, -(2**63) - 1, 1.5, "1", True, [1])),
     *(("stream", value) for value in (1, 0, "true", [], {})),
