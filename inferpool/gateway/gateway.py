@@ -39,7 +39,7 @@ from inferpool.protocol.answers import event
 from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.completion import CompletionRequest
 from inferpool.protocol.embeddings import EmbeddingsRequest
-from inferpool.protocol.errors import BadRequest, Unavailable
+from inferpool.protocol.errors import BadRequest, InferpoolError, Unavailable
 from inferpool.protocol.forms import form_of
 from inferpool.protocol.images import ImagesRequest
 from inferpool.protocol.job import Job, Task
@@ -295,6 +295,9 @@ class Gateway:
         self.flights.serving.add(client_id)
         try:
             yield hold
+        except InferpoolError as error:
+            error.request_id = client_id
+            raise
         finally:
             self.flights.serving.discard(client_id)
             if hold.complete or not self.flights.pending(client_id):

@@ -392,6 +392,7 @@ def _model() -> Schema:
         "unit": _text(),
         "manifest": _text(),
         "context": _integer(0),
+        "default_max_output": _integer(0),
         "classes": _list(_text()),
         "price_in_pico_usd_per_unit": spread,
         "price_out_pico_usd_per_unit": spread,

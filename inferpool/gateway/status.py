@@ -27,6 +27,7 @@ def model_object(service: Service, nodes: list[KnownNode], created_s: int) -> di
             "unit": service.task.unit,
             "manifest": to_hex(service.manifest),
             "context": service.context,
+            "default_max_output": service.default_max_output,
             "classes": sorted({item.engine_class for item in offered}),
             "price_in_pico_usd_per_unit": _range(
                 [item.price_in_pico_usd_per_unit for item in offered]

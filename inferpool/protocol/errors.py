@@ -106,6 +106,7 @@ class InferpoolError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.request_id = ""  # the client's request, where it had got one
 
     @property
     def status(self) -> int:

@@ -217,6 +217,8 @@ def error_headers(error: InferpoolError) -> list[tuple[bytes, bytes]]:
         headers.append((b"retry-after", str(min(60, error.retry_after_s or 1)).encode()))
     if isinstance(error, BadRequest | PaymentRequired) or error.status in (401, 403):
         headers.append((b"x-should-retry", b"false"))
+    if error.request_id:
+        headers.append((b"x-request-id", error.request_id.encode()))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allow.encode()))
     return headers
