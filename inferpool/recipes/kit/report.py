@@ -17,6 +17,7 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding
 table{border-collapse:collapse;margin:.6rem 0}td,th{padding:.25rem .7rem;text-align:left;
 vertical-align:top;border-bottom:1px solid #ddd}th{font-weight:600}
 .bad{color:#b00}.good{color:#15803d}
+figure{display:inline-block;margin:.4rem}figcaption{color:#666;font-size:.9em}
 .key{color:#666;font-size:.9em}code{font-size:.9em}svg{max-width:100%}h2{margin-top:2.5rem}
 """
 
@@ -82,6 +83,12 @@ def _section(item: Mapping[str, Any]) -> str:
     if "rows" in item:
         rows = [[escape(cell) for cell in row] for row in item["rows"]]
         parts.append(_table([escape(cell) for cell in item["head"]], rows))
+    if "pictures" in item:
+        parts += [
+            f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{png}">'
+            f"<figcaption>{escape(name)}</figcaption></figure>"
+            for name, png in item["pictures"]
+        ]
     if "lines" in item:
         parts.append(svg.lines(item["lines"], *item["axes"]))
     return "".join(parts)

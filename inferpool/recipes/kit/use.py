@@ -19,6 +19,7 @@ from inferpool.config import NodeConfig
 from inferpool.daemon.engines import make_engine
 from inferpool.models import catalogue
 from inferpool.models.store import Store
+from inferpool.protocol.errors import Unavailable
 from inferpool.protocol.units import format_usd
 from inferpool.recipes.kit.case import Case
 from inferpool.recipes.kit.metrics import Figure
@@ -70,9 +71,14 @@ class Meter:
     times_ms: list[float] | None = None
 
     def call(self, ask: Callable[[], Any]) -> Any:
-        """One call of a client `with_raw_response`: its parsed answer."""
+        """One call of a client `with_raw_response`: its parsed answer. Raises Unavailable."""
+        from openai import APIError
+
         begun = time.monotonic()
-        raw = ask()
+        try:
+            raw = ask()
+        except APIError as error:
+            raise Unavailable(f"The pool gave no answer: {error.message}") from None
         spent_ms = 1000 * (time.monotonic() - begun)
         self.times_ms = [*(self.times_ms or []), spent_ms]
         answer = raw.parse()
