@@ -57,6 +57,10 @@ docs: setup-test ## refresh the generated pages and check every link
 	@$(BIN)/python docs/generate.py
 	@$(PYTEST) -q tests/docs
 
+.PHONY: test-nat
+test-nat: setup-test ## a node behind NAT, in network namespaces (needs root, iproute2, nftables)
+	@INFERPOOL_TEST_NAT=1 $(PYTEST) -q tests/nat
+
 test-browser: setup-test ## tests in a real browser (group test-browser)
 	@sh scripts/group.sh test-browser playwright browser
 

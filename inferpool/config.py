@@ -63,6 +63,7 @@ class NodeConfig:
     claim_every_s: int = 3600
     prices: tuple[str, ...] = ()  # "MODEL IN OUT" or "MODEL ROW", before the three above
     gateways: tuple[str, ...] = ()  # URLs to push the offer to
+    relays: tuple[str, ...] = ()  # "HOST:PORT" or "HOST:PORT PIN": where to wait for callers
     payout: str = ""  # address that claims are paid to; empty: the owner key's
     stake_base_units: int = 0  # staked at the registry; 0: none
     hours: str = ""  # "08:00-20:00" by the local clock; empty: always
@@ -82,6 +83,7 @@ class GatewayConfig:
     endpoint: str = ""  # URL by which others reach this gateway; empty: host and port
     grpc_port: int = 0  # of the Open Inference Protocol over gRPC; 0: not served
     open: bool = False  # let callers on this machine in without a key
+    relay_port: int = 0  # a relay in the gateway's process, for nodes that dial out to it; 0: none
     nodes: tuple[str, ...] = ()  # URLs to ask beside the registry
     allow_private: bool = False  # call private addresses; left alone: as long as `host` is loopback
     deposit_base_units: int = 2_000_000
@@ -111,6 +113,15 @@ class CostConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayConfig:
+    """`[relay]`: a forwarder for nodes that nobody can dial."""
+
+    host: str = "127.0.0.1"
+    port: int = 8424  # 0: a free one
+    allow: tuple[str, ...] = ()  # addresses of node keys that may wait here; empty: all
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All sections."""
 
@@ -118,6 +129,7 @@ class Config:
     node: NodeConfig = NodeConfig()
     gateway: GatewayConfig = GatewayConfig()
     cost: CostConfig = CostConfig()
+    relay: RelayConfig = RelayConfig()
     origins: Mapping[str, str] = field(default_factory=dict)  # "node.port" -> where it came from
 
 
@@ -126,6 +138,7 @@ SECTIONS: Final[dict[str, Any]] = {
     "node": NodeConfig,
     "gateway": GatewayConfig,
     "cost": CostConfig,
+    "relay": RelayConfig,
 }
 
 

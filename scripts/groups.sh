@@ -2,3 +2,4 @@
 for group in browser ray anvil x402-npm; do
     echo "not run here: test-$group (make test-$group)"
 done
+echo "not run here: test-nat (make test-nat, as root)"

@@ -21,6 +21,9 @@ Examples:
 
 def gateway(
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
+    relay_port: Annotated[
+        int | None, typer.Option(help="Port for nodes that dial out to this gateway; 0: none.")
+    ] = None,
     open_: Annotated[
         bool | None, typer.Option("--open", help="Let callers on this machine in without a key.")
     ] = None,
@@ -34,6 +37,7 @@ def gateway(
 
     flags = {
         "gateway.port": port,
+        "gateway.relay_port": relay_port,
         "gateway.open": open_,
         "gateway.nodes": node or None,
         "chain.url": chain,

@@ -73,6 +73,10 @@ def join(
     gateway: Annotated[
         list[str] | None, typer.Option(help="URL of a gateway to offer to; repeat for more.")
     ] = None,
+    relay: Annotated[
+        list[str] | None,
+        typer.Option(help="HOST:PORT of a relay to wait at, where nobody can dial this machine."),
+    ] = None,
     chain: Annotated[str | None, typer.Option(help="JSON-RPC URL of the chain.")] = None,
     payout: Annotated[
         str | None, typer.Option(help="Address that is paid; the owner key's where none is given.")
@@ -92,6 +96,7 @@ def join(
         "node.stake_base_units": stake,
         "node.port": port,
         "node.gateways": gateway or None,
+        "node.relays": relay or None,
     }
     config, home = settings(flags)
     if home.running("node") is not None:
@@ -272,6 +277,8 @@ class Joining:
             if self.config.origins["node.stake_base_units"] == "flag":
                 values["stake_base_units"] = self.config.node.stake_base_units
             update_file(self.home.config, "node", values)
+            if self.config.node.relays:
+                values["relays"] = list(self.config.node.relays)
             if self.config.origins["chain.url"] == "flag":
                 update_file(self.home.config, "chain", {"url": self.config.chain.url})
             say(f"{self.home.config}")

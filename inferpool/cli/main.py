@@ -21,6 +21,7 @@ from inferpool.cli import (
     models,
     node,
     recipe,
+    relay,
     sim,
     status,
     up,
@@ -41,6 +42,7 @@ app.command("up", help=up.HELP)(up.up)
 app.command("demo", help=demo.HELP)(demo.demo)
 app.add_typer(node.app, name="node")
 app.command("gateway", help=gateway.HELP)(gateway.gateway)
+app.command("relay", help=relay.HELP)(relay.relay)
 app.command("chain", help=chain.HELP)(chain.chain)
 app.add_typer(models.app, name="models")
 app.add_typer(wallet.app, name="wallet")

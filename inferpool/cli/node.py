@@ -43,6 +43,10 @@ def node(
     price_out: Annotated[
         str | None, typer.Option(help="USD per million tokens out, such as 0.60.")
     ] = None,
+    relay: Annotated[
+        list[str] | None,
+        typer.Option(help="HOST:PORT of a relay to wait at, where nobody can dial this machine."),
+    ] = None,
     chain: Annotated[str | None, typer.Option(help="JSON-RPC URL of the chain.")] = None,
 ) -> None:
     """Serve until Ctrl-C."""
@@ -53,6 +57,7 @@ def node(
     flags = {
         "node.port": port,
         "node.models": model or None,
+        "node.relays": relay or None,
         "node.price_in_usd_per_million": price_in,
         "node.price_out_usd_per_million": price_out,
         "chain.url": chain,

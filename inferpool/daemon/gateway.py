@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from inferpool.chain.base import Chain
@@ -12,9 +14,10 @@ from inferpool.clock import Clock, SystemClock
 from inferpool.config import Config, GatewayConfig
 from inferpool.daemon.books import capital_of, caps_of
 from inferpool.daemon.chains import asset_of, is_embedded, open_chain
-from inferpool.daemon.door import open_door, refuse_open
+from inferpool.daemon.door import Door, open_door, refuse_open
 from inferpool.daemon.grpc_door import grpc_door
-from inferpool.daemon.serving import run_role
+from inferpool.daemon.relay import make_relay, relaying
+from inferpool.daemon.serving import listen, run_role
 from inferpool.gateway.app import GatewayApp
 from inferpool.gateway.canary import ACCOUNT, Canaries
 from inferpool.gateway.control import CapitalControls
@@ -88,12 +91,28 @@ async def serve_gateway(config: Config, home: Home) -> None:
             "payer": to_hex(payer.address),
             "models": [service.model for service, _ in gateway.models()],
         }
-        async with grpc_door(app, settings.host, settings.grpc_port, door.tls) as grpc_port:
-            if grpc_port is not None:
-                facts["grpc_port"] = grpc_port
+        async with _other_doors(config, home, app, door, facts):
             await run_role(home, "gateway", app, door.listening, facts, close, tls=door.tls)
     finally:
         journal.close()
+
+
+@asynccontextmanager
+async def _other_doors(
+    config: Config, home: Home, app: GatewayApp, door: Door, facts: dict[str, object]
+) -> AsyncIterator[None]:
+    """gRPC, and the relay for nodes that dial out to this gateway, each where it has a port."""
+    host, relay_port = config.gateway.host, config.gateway.relay_port
+    async with AsyncExitStack() as stack:
+        grpc = grpc_door(app, host, config.gateway.grpc_port, door.tls)
+        grpc_port = await stack.enter_async_context(grpc)
+        if grpc_port is not None:
+            facts["grpc_port"] = grpc_port
+        if relay_port:
+            listening = listen(host, relay_port, "--relay-port")
+            await stack.enter_async_context(relaying(make_relay(config.relay, home), listening))
+            facts["relay_port"] = relay_port
+        yield
 
 
 def directory_of(config: Config, chain: Chain, clock: Clock) -> Directory:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from inferpool.chain.client import EvmChain
@@ -25,7 +25,9 @@ from inferpool.daemon.provider import (
 )
 from inferpool.daemon.serving import run_role
 from inferpool.home import Home
+from inferpool.identity.certificate import TlsIdentity, tls_identity
 from inferpool.identity.keys import Role
+from inferpool.identity.signing import Key
 from inferpool.models.manifest import Manifest
 from inferpool.models.partial import Progress
 from inferpool.models.pull import preferred, pull_model
@@ -42,7 +44,10 @@ from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import InferpoolError, Refused
 from inferpool.protocol.job import Task
+from inferpool.protocol.limits import OFFER_ENDPOINTS_MAX
 from inferpool.protocol.offer import Endpoint, Terms, binding_digest
+from inferpool.transport.relayed import Reach, RelayAddress
+from inferpool.transport.tls import server_context
 
 _LOG = logging.getLogger("inferpool.node")
 _VOUCHED_MS: Final = 30 * 86_400_000  # the owner's word for a node key; renewed at each start
@@ -116,6 +121,12 @@ async def serve_node(config: Config, home: Home, on_progress: OnProgress | None 
     require_endpoint("node", settings.host, settings.endpoint)
     door = open_door(home, "node", settings.host, settings.port, settings.endpoint)
     policy_of(settings)  # a mistake is told before anything is loaded
+    # The door's own key where it has one: the certificate names what the door is called.
+    tls = door.tls or tls_identity(home.root / "tls" / "node")
+    reach = _reach(settings, tls, key)
+    endpoints = [Endpoint(item.url, tls.spki) for item in reach]
+    if not reach or door.url.startswith("https:"):
+        endpoints.insert(0, Endpoint(door.url, door.spki))
     payee, payers = payee_of(settings, owner), payers_of(settings)
     services = await load_services(config.node, Store(), on_progress)
     journal = SqlJournal(home.ledger("node"))
@@ -130,7 +141,7 @@ async def serve_node(config: Config, home: Home, on_progress: OnProgress | None 
             owner.address,
             owner.sign(vouched),
             now_ms + _VOUCHED_MS,
-            [Endpoint(door.url, door.spki)],
+            endpoints,
             terms,
             lambda: node.offered(),
             clock,
@@ -142,17 +153,30 @@ async def serve_node(config: Config, home: Home, on_progress: OnProgress | None 
         )
         node = Node(key, services, offers, gate, ledger, clock)
         claimer = Claimer(terms, chain, ledger, gate, clock)
-        await enter(chain, config, keys, door.url)
+        await enter(chain, config, keys, endpoints[0].url)
         channels = Channels(chain, ledger, gate, claimer)
-        await _run(config, home, node, claimer, door, channels)
+        await _run(config, home, node, claimer, door, channels, reach)
     finally:
         for engine in services.engines:
             await engine.close()
         journal.close()
 
 
+def _reach(settings: NodeConfig, tls: TlsIdentity, key: Key) -> list[Reach]:
+    """A standing connection to each named relay. Raises Refused(bad_config)."""
+    context = server_context(tls.certificate, tls.key)
+    relays = [RelayAddress.parse(text) for text in settings.relays[: OFFER_ENDPOINTS_MAX - 1]]
+    return [Reach(relay, key.address, key.sign, context) for relay in relays]
+
+
 async def _run(
-    config: Config, home: Home, node: Node, claimer: Claimer, door: Door, channels: Channels
+    config: Config,
+    home: Home,
+    node: Node,
+    claimer: Claimer,
+    door: Door,
+    channels: Channels,
+    reach: Sequence[Reach],
 ) -> None:
     token = home.secret("control-token")
 
@@ -188,7 +212,15 @@ async def _run(
         if grpc_port is not None:
             facts["grpc_port"] = grpc_port
         await run_role(
-            home, "node", app, door.listening, facts, close, tls=door.tls, leaving=leaving
+            home,
+            "node",
+            app,
+            door.listening,
+            facts,
+            close,
+            tls=door.tls,
+            leaving=leaving,
+            reach=reach,
         )
 
 

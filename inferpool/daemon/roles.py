@@ -19,6 +19,7 @@ def serve(role: str, config: Config, home: Home) -> None:
         "chain": _chain,
         "node": _node,
         "gateway": _gateway,
+        "relay": _relay,
     }
     if role not in mains:
         raise Refused(f"no role {role!r}; there are {', '.join(mains)}", code="bad_config")
@@ -62,6 +63,12 @@ async def _node(config: Config, home: Home) -> None:
     from inferpool.daemon.node import serve_node
 
     await serve_node(config, home)
+
+
+async def _relay(config: Config, home: Home) -> None:
+    from inferpool.daemon.relay import serve_relay
+
+    await serve_relay(config, home)
 
 
 async def _gateway(config: Config, home: Home) -> None:

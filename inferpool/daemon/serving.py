@@ -9,16 +9,18 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 import orjson
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from inferpool.home import Home
 from inferpool.identity.certificate import TlsIdentity
 from inferpool.protocol.errors import Refused
+from inferpool.transport.relayed import Reach
 from inferpool.transport.tls import server_context
 
 _LOG = logging.getLogger("inferpool.daemon")
@@ -61,6 +63,48 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Relayed(HttpToolsProtocol):
+    """HTTP on a connection that we dialled: its caller is nobody on this machine."""
+
+    def __init__(self, server: uvicorn.Server, on_lost: Callable[[], None]) -> None:
+        super().__init__(config=server.config, server_state=server.server_state, app_state={})
+        self._on_lost = on_lost
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.client = ("relayed", 0)  # the relay's address, which may be loopback, says nothing
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._on_lost()
+
+
+def _relayed(server: uvicorn.Server) -> Callable[[Callable[[], None]], asyncio.Protocol]:
+    return lambda on_lost: _Relayed(server, on_lost)
+
+
+def _stop_event() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def until_told(role: str, facts: dict[str, object]) -> None:
+    """Say that a role is ready that serves without ASGI; return when it is told to stop."""
+    stop = _stop_event()
+    watch = asyncio.create_task(_stdin_closed(stop)) if _follows_parent() else None
+    sys.stdout.write(_ready(role, facts))
+    sys.stdout.flush()
+    try:
+        await stop.wait()
+    finally:
+        if watch is not None:
+            watch.cancel()
+
+
 async def run_role(
     home: Home,
     role: str,
@@ -71,15 +115,14 @@ async def run_role(
     log_level: str = "warning",
     tls: TlsIdentity | None = None,
     leaving: Callable[[], None] = lambda: None,
+    reach: Sequence[Reach] = (),
 ) -> None:
     """Serve until SIGTERM, SIGINT or the end of standard input; then close and forget the role.
 
-    `leaving` ends what would else stay open for as long as its reader likes.
+    `leaving` ends what would else stay open for as long as its reader likes. `reach`: relays
+    through which this role is served as well.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = _stop_event()
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -94,6 +137,7 @@ async def run_role(
         ssl_context_factory=_context_factory(tls),
     )
     server = _Server(config)
+    dialling = [asyncio.create_task(item.run(_relayed(server))) for item in reach]
     home.announce(role, {**facts, "pid": os.getpid()})
     serving = asyncio.create_task(server.serve(sockets=[listening]), name="serve")
     watch = asyncio.create_task(_stdin_closed(stop)) if _follows_parent() else None
@@ -108,7 +152,7 @@ async def run_role(
         await serving
         await close()
         home.gone(role)
-        for task in filter(None, (watch, stopped)):
+        for task in filter(None, (watch, stopped, *dialling)):
             task.cancel()
 
 

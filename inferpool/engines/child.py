@@ -30,7 +30,9 @@ _KEPT: Final = ("PATH", "LD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPD
 # libgomp's threads wait for each other by spinning for milliseconds. Where something else wants
 # the core, that stalls every layer of a model: measured with 2 threads on 2 shared cores, 3
 # tokens/s by default, 29-66 with "passive", 50 with 300 turns (about 1 us); alone 138 with 300.
-_OWN: Final = {"GOMP_SPINCOUNT": "300"}
+# When ggml aborts it reads /proc/self/status without looking whether it may, which the sandbox
+# forbids: a segmentation fault in place of the reason. It would start a debugger next.
+_OWN: Final = {"GOMP_SPINCOUNT": "300", "GGML_NO_BACKTRACE": "1"}
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:

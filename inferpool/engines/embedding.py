@@ -16,8 +16,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Final
 
+from inferpool.engines import sandbox
 from inferpool.engines.base import Embeddings
 from inferpool.engines.onnx_file import reason_to_refuse
+from inferpool.engines.trial import tried
 from inferpool.protocol.errors import BadRequest, InferpoolError, Unavailable
 
 MAX_QUEUED: Final = 64  # calls; the node's own admission is stricter
@@ -37,14 +39,17 @@ class MiniLmEngine:
         self.engine_class = f"onnxruntime@{_version()}/{quant.lower()}/cpu"
         self.context, self.dimensions = context, 0
         self._threads = threads
+        self.sandbox = sandbox.NONE  # of the trial; the engine itself runs in this process
         self._session: Any = None
         self._encoder: Any = None
         self._pool: ThreadPoolExecutor | None = None
         self._waiting = 0
 
     async def start(self) -> None:
-        """Load. Raises Unavailable(engine_unavailable)."""
+        """Try in a child, load. Raises Unavailable(engine_unavailable)."""
         try:
+            await asyncio.to_thread(self._check)
+            self.sandbox = await tried("onnx", self.name, self.path)
             await asyncio.to_thread(self._load)
         except InferpoolError:
             raise
@@ -88,10 +93,12 @@ class MiniLmEngine:
 
     # -- in a thread -----------------------------------------------------------------------------
 
-    def _load(self) -> None:
+    def _check(self) -> None:
         reason = reason_to_refuse(self.path)
         if reason is not None:
             raise _unavailable(f"{self.name} is refused: {reason}")
+
+    def _load(self) -> None:
         import onnxruntime
 
         try:

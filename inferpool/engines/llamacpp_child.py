@@ -41,7 +41,9 @@ def main() -> None:
         server = _serve(config)
     except Exception as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answer, flush=True)
-        os._exit(1)
+        # C's exit, not os._exit: the library's log is a thread, which its end waits for, and what
+        # it has not written yet is the reason.
+        ctypes.CDLL(None).exit(1)
     found = {"url": server.listening_address, "sandbox": sandbox}
     print(json.dumps(found), file=answer, flush=True)
     threading.Event().wait()

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from inferpool.engines import sandbox
 from inferpool.engines.base import Tensor, TensorSpec
-from inferpool.engines.child import start_child
 from inferpool.engines.onnx_file import reason_to_refuse
 from inferpool.engines.tensor_check import WIDTHS, check_inputs
+from inferpool.engines.trial import TIMEOUT_S, tried
 from inferpool.protocol.errors import InferpoolError, Unavailable
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ DATATYPES: Final = {
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
-TRIAL_SCRIPT: Final = Path(__file__).with_name("onnx_child.py")
-TRIAL_TIMEOUT_S: Final = 60.0  # a large model is optimised for some seconds
 _WARM_RUNS: Final = 5  # the first allocates; the estimate settles with the rest
 _WARM_TEXT: Final = (64).to_bytes(4, "little") + b"words of a text, " * 3 + b"long enough.."
 
@@ -55,7 +53,7 @@ class OnnxEngine:
         threads: int = 1,
         max_rows: int | None = None,
         max_queued: int | None = None,
-        trial_timeout_s: float = TRIAL_TIMEOUT_S,
+        trial_timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.path, self.name = Path(path), name
         self.engine_class = f"onnxruntime@{_version()}/f32/cpu"
@@ -72,7 +70,9 @@ class OnnxEngine:
         """Check, try in a child, load, measure. Raises Unavailable(engine_unavailable)."""
         try:
             await asyncio.to_thread(self._check)
-            await self._try()
+            self.sandbox = await tried(
+                "onnx", self.name, self.path, threads=self._threads, timeout_s=self._trial_s
+            )
             await asyncio.to_thread(self._load)
         except InferpoolError:
             self._session = None
@@ -102,17 +102,6 @@ class OnnxEngine:
         return [
             from_numpy(spec.name, array) for spec, array in zip(self.outputs, results, strict=True)
         ]
-
-    async def _try(self) -> None:
-        """Load and run the file once in a sandboxed child, which may die of it."""
-        config = {"path": str(self.path), "threads": self._threads}
-        try:
-            child = await start_child(TRIAL_SCRIPT, config, self._trial_s)
-        except Unavailable as error:
-            message = f"{self.name} cannot be loaded, tried in a child: {error.message}"
-            raise _unavailable(message) from error
-        await child.stop()
-        self.sandbox = f"in the node's process; tried before in {child.answer['sandbox']}"
 
     # -- in a thread -----------------------------------------------------------------------------
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Final
 
+from inferpool.engines import sandbox
 from inferpool.engines.onnx_file import reason_to_refuse
 from inferpool.engines.png import grey_png
+from inferpool.engines.trial import tried
 from inferpool.protocol.errors import BadRequest, InferpoolError, Unavailable
 
 SIDE: Final = 128
@@ -37,12 +39,15 @@ class TerrainEngine:
     def __init__(self, path: Path, name: str, quant: str, *, slots: int = 1) -> None:
         self.path, self.name, self.slots = Path(path), name, slots
         self.engine_class = f"onnxruntime@{_version()}/{quant.lower()}/cpu"
+        self.sandbox = sandbox.NONE  # of the trial; the engine itself runs in this process
         self._session: Any = None
         self._pool: ThreadPoolExecutor | None = None
 
     async def start(self) -> None:
-        """Load. Raises Unavailable(engine_unavailable)."""
+        """Try in a child, load. Raises Unavailable(engine_unavailable)."""
         try:
+            await asyncio.to_thread(self._check)
+            self.sandbox = await tried("onnx", self.name, self.path)
             await asyncio.to_thread(self._load)
         except InferpoolError:
             raise
@@ -53,10 +58,7 @@ class TerrainEngine:
 
     async def close(self) -> None:
         """Let what runs end, free the model."""
-        (
-            pool,
-            self._pool,
-        ) = self._pool, None
+        pool, self._pool = self._pool, None
         if pool is not None:
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         self._session = None
@@ -78,11 +80,13 @@ class TerrainEngine:
 
     # -- in a thread -----------------------------------------------------------------------------
 
-    def _load(self) -> None:
+    def _check(self) -> None:
         reason = reason_to_refuse(self.path)
         if reason is not None:
             message = f"{self.name} is refused: {reason}"
             raise Unavailable(message, code="engine_unavailable")
+
+    def _load(self) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -15,11 +15,14 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 from typing import Any, Final
 
+from inferpool.engines import sandbox
 from inferpool.engines.audio import container_of
+from inferpool.engines.trial import tried
 from inferpool.protocol.errors import BadRequest, InferpoolError, Unavailable
 from inferpool.protocol.transcription import Segment, Transcript
 
@@ -37,14 +40,24 @@ class WhisperEngine:
         self.files, self.name, self.slots = dict(files), name, slots
         self.engine_class = f"ctranslate2@{_version()}/{quant.lower()}/cpu"
         self._quant, self._threads = quant, threads
+        self.sandbox = sandbox.NONE  # of the trial; the engine itself runs in this process
         self._model: Any = None
         self._folder: str | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._left: set[Event] = set()
 
     async def start(self) -> None:
-        """Load. Raises Unavailable(engine_unavailable) with what is missing."""
+        """Try in a child, load. Raises Unavailable(engine_unavailable) with what is missing."""
         try:
+            folder = await asyncio.to_thread(self._lay_out)
+            self.sandbox = await tried(
+                "ctranslate2",
+                self.name,
+                folder,
+                readable=[path.resolve() for path in self.files.values()],
+                threads=self._threads,
+                quant=self._quant,
+            )
             await asyncio.to_thread(self._load)
         except Exception as error:
             await self.close()
@@ -91,18 +104,20 @@ class WhisperEngine:
 
     # -- in a thread -----------------------------------------------------------------------------
 
-    def _load(self) -> None:
-        try:
-            make = import_module("faster_whisper").WhisperModel
-        except ImportError as error:
+    def _lay_out(self) -> Path:
+        """The store names files by their hash; CTranslate2 wants a folder with their own names."""
+        if find_spec("faster_whisper") is None:
             raise Unavailable(
                 "whisper needs the extra: pip install 'inferpool[whisper]'",
                 code="engine_unavailable",
-            ) from error
-        # The store names files by their hash; CTranslate2 wants a folder with their own names.
+            )
         self._folder = tempfile.mkdtemp(prefix="inferpool-whisper-")
         for name, path in self.files.items():
             (Path(self._folder) / name).symlink_to(path.resolve())
+        return Path(self._folder)
+
+    def _load(self) -> None:
+        make = import_module("faster_whisper").WhisperModel
         self._model = make(
             self._folder,
             device="cpu",

@@ -73,6 +73,7 @@ def status(gateway: Gateway) -> dict[str, object]:
     nodes = [
         {
             "node": to_hex(node.address),
+            "url": node.url,
             "alive": node.alive(now),
             "models": [service.model for service in node.offer.services],
             "in_flight": node.in_flight,

@@ -83,6 +83,19 @@ CANARIES_PER_HOUR_MAX: Final = 60  # for all: each may open a channel, which cos
 # Routing
 ROUTES_KEPT_MAX: Final = 20_000  # choices, of about 3 kB each
 
+# Relays: what strangers on both sides may make one bear
+RELAY_LINE_MAX: Final = 256  # the longest line is a node's proof: 176 bytes
+RELAY_GREETINGS_MAX: Final = 256  # connections that have not said yet what they want
+RELAY_NODES_MAX: Final = 4096  # waiting nodes: a connection each
+RELAY_NODES_PER_ADDRESS_MAX: Final = 32  # behind one router
+RELAY_STREAMS_MAX: Final = 2048  # two connections each, at most 256 KiB of buffers
+RELAY_STREAMS_PER_NODE_MAX: Final = 256  # more than the slots and queue of a service
+RELAY_OPEN_TIMEOUT_S: Final = 5.0  # a second SYN goes out after 1 s, a third after 3 s
+RELAY_PING_EVERY_S: Final = 10.0  # routers forget a silent connection after minutes
+RELAY_SILENCE_S: Final = 30.0
+RELAY_IDLE_S: Final = 60.0  # of a stream: leases come every ten seconds, heartbeats each second
+RELAY_RETRY_MAX_S: Final = 15.0
+
 # Queues
 CONCURRENT_PER_CHANNEL: Final = 64  # below slots + queue of any service: others find a place
 QUEUE_MAX: Final = 64  # calls waiting for a slot of one service

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from inferpool.protocol.errors import Refused
+from inferpool.protocol.reach import SCHEME, parse_relay_url
 from inferpool.transport.answer import Answer
 from inferpool.transport.base import AnswerTimeout, ConnectFailed, ConnectionCut, Headers
 from inferpool.transport.connection import Connection
 from inferpool.transport.reach import public_addresses
+from inferpool.transport.relayed import open_stream
 from inferpool.transport.tls import PIN_BYTES, client_context, pin_matches, spki_sha256
 
 CONNECT_TIMEOUT_S: Final = 5.0  # a second SYN goes out after 1 s, a third after 3 s
@@ -63,7 +65,14 @@ class HttpTransport:
         max_idle: int = MAX_IDLE,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
-        self._host, self._port, self._prefix, secure = _endpoint(url, tls_spki)
+        self._node = b""  # behind a relay: its key's address
+        if url.startswith(f"{SCHEME}:"):
+            self._host, self._port, self._node = parse_relay_url(url)
+            self._prefix, secure = "", True
+            if tls_spki is None:
+                raise Refused("a node behind a relay needs a pinned key", code="bad_config")
+        else:
+            self._host, self._port, self._prefix, secure = _endpoint(url, tls_spki)
         self._tls = client_context(tls_spki is not None) if secure else None
         self._pin = tls_spki if secure else None
         self._public_only = public_only
@@ -179,13 +188,13 @@ class HttpTransport:
             server = self._host if self._tls is not None else None
         last: OSError | None = None
         for host in hosts:
+            where: dict[str, Any] = {"host": host, "port": self._port, "server_hostname": server}
             try:
+                if self._node:
+                    sock = await open_stream(host, self._port, self._node)
+                    where = {"sock": sock, "server_hostname": ""}
                 return await loop.create_connection(
-                    lambda: Connection(self._free, self._forget),
-                    host,
-                    self._port,
-                    ssl=self._tls,
-                    server_hostname=server,
+                    lambda: Connection(self._free, self._forget), ssl=self._tls, **where
                 )
             except OSError as error:
                 last = error

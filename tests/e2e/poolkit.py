@@ -207,7 +207,8 @@ class Running:
         self.pool.stop(role)  # closes our ends of its pipes
 
     def logs(self) -> str:
-        return "\n".join(self.pool.log(role).read_text() for role in ROLES)
+        logs = (self.home.root / "logs").glob("*.log")
+        return "\n".join(path.read_text() for path in sorted(logs))
 
     # -- both books --------------------------------------------------------------------------
 
@@ -243,13 +244,15 @@ def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
         return book.execute(query).fetchall()
 
 
-def start(root: Path, flags: dict[str, object] | None = None) -> Running:
+def start(
+    root: Path, flags: dict[str, object] | None = None, roles: Iterable[str] = ROLES
+) -> Running:
     """A pool with every role in a home of its own."""
     pull_weights()
     home = Home(root)
     pool = Pool(home, dict(FREE_PORTS if flags is None else flags))
     try:
-        for role in ROLES:
+        for role in roles:
             pool.start(role)
     except BaseException:
         pool.close()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from inferpool.engines import sandbox
 from inferpool.engines.base import Engine
 from inferpool.engines.embedding import MiniLmEngine
 from inferpool.engines.terrain import TerrainEngine
@@ -22,6 +23,7 @@ from inferpool.protocol.errors import BadRequest, Unavailable
 pytestmark = pytest.mark.timeout(60)
 CLIP = Path(__file__).parents[1] / "node_api" / "data" / "ill-disposed.wav"
 
+ABI = sandbox.landlock_abi()
 Work = Callable[[Any], Coroutine[Any, Any, Any]]
 
 
@@ -29,7 +31,8 @@ Work = Callable[[Any], Coroutine[Any, Any, Any]]
 class Case:
     """How to make an engine, broken or not; work that succeeds, and work that it must refuse."""
 
-    make: Callable[[bool], Any]
+    make: Callable[[Path | None], Any]  # with those weights instead of the real ones
+    weights: Path
     good: Work
     bad: Work
 
@@ -41,50 +44,51 @@ def paths_of(model: str) -> dict[str, Path]:
         pytest.skip(f"no source of {model} answered: {error.message}")
 
 
-def embedding(broken: Path) -> Case:
+def embedding() -> Case:
     found = paths_of("all-minilm-l6-v2")
     tokenizer = found["tokenizer.json"]
     return Case(
         lambda bad: MiniLmEngine(
-            broken if bad else found["model.onnx"], tokenizer, "minilm", "int8", context=512
+            bad or found["model.onnx"], tokenizer, "minilm", "int8", context=512
         ),
+        found["model.onnx"],
         lambda engine: engine.embed(["one", "two"]),
         lambda engine: engine.embed(["word " * 600]),
     )
 
 
-def whisper(broken: Path) -> Case:
+def whisper() -> Case:
     pytest.importorskip("faster_whisper", reason="the extra 'whisper' is not installed")
     found = paths_of("whisper-base")
     return Case(
         lambda bad: WhisperEngine(
-            found | {"model.bin": broken} if bad else found, "whisper", "int8", threads=1
+            found | {"model.bin": bad} if bad else found, "whisper", "int8", threads=1
         ),
+        found["model.bin"],
         lambda engine: engine.transcribe(CLIP.read_bytes(), "en", 2990),
         lambda engine: engine.transcribe(CLIP.read_bytes(), "en", 500),  # longer than was paid
     )
 
 
-def terrain(broken: Path) -> Case:
+def terrain() -> Case:
     found = paths_of("terrain-128")["terrain.onnx"]
     return Case(
-        lambda bad: TerrainEngine(broken if bad else found, "terrain", "f32"),
+        lambda bad: TerrainEngine(bad or found, "terrain", "f32"),
+        found,
         lambda engine: engine.draw("terrain", 1, 1),
         lambda engine: engine.draw("a cat", 1, 1),
     )
 
 
 @pytest.fixture(scope="module", params=[embedding, whisper, terrain], ids=lambda f: f.__name__)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    broken = tmp_path_factory.mktemp("broken") / "weights"
-    broken.write_bytes(b"these are no weights" * 100)
-    made: Case = request.param(broken)
+def case(request: pytest.FixtureRequest) -> Case:
+    made: Case = request.param()
     return made
 
 
 @pytest.fixture(scope="module")
 def engine(case: Case, runner: asyncio.Runner) -> Iterator[Engine]:
-    engine = case.make(False)
+    engine = case.make(None)
     runner.run(engine.start())
     yield engine
     runner.run(engine.close())
@@ -115,8 +119,31 @@ async def test_refused_and_left_calls_hurt_nobody(
     assert await case.good(engine) == before
 
 
-async def test_broken_weights_are_refused(case: Case) -> None:
-    engine = case.make(True)
+async def test_broken_weights_are_refused(case: Case, tmp_path: Path) -> None:
+    broken = tmp_path / "weights"
+    broken.write_bytes(b"these are no weights" * 100)
+    engine = case.make(broken)
+    with pytest.raises(Unavailable) as caught:
+        await engine.start()
+    assert caught.value.code == "engine_unavailable"
+    assert not engine.ready()
+    await engine.close()
+
+
+async def test_weights_are_tried_in_the_sandbox_first(engine: Engine) -> None:
+    held = f"landlock abi {ABI}" if ABI else "none: "
+    assert engine.sandbox.startswith(f"in the node's process; tried before in {held}")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("at", [0, 3, 200])
+async def test_a_cut_file_ends_in_the_child(
+    case: Case, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head of the real weights, then nothing: only the child reads it."""
+    path = tmp_path / "weights"
+    path.write_bytes(case.weights.read_bytes()[:at])
+    engine = case.make(path)
+    monkeypatch.setattr(type(engine), "_load", None)  # here it would be read in this process
     with pytest.raises(Unavailable) as caught:
         await engine.start()
     assert caught.value.code == "engine_unavailable"
@@ -125,7 +152,7 @@ async def test_broken_weights_are_refused(case: Case) -> None:
 
 
 async def test_before_the_start(case: Case) -> None:
-    engine = case.make(False)
+    engine = case.make(None)
     assert not engine.ready()
     with pytest.raises(Unavailable) as caught:
         await case.good(engine)

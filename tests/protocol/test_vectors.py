@@ -17,6 +17,7 @@ from inferpool.protocol.evidence import Evidence, evidence_request_digest
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.lease import Lease
 from inferpool.protocol.offer import Service, SignedOffer, binding_digest
+from inferpool.protocol.reach import hello_digest
 from inferpool.protocol.receipt import SignedReceipt, receipts_request_digest
 from inferpool.protocol.receipt_chain import ChainedReceipt, ChainProof, chain_digest
 from inferpool.protocol.voucher import ChannelConfig, Voucher
@@ -119,6 +120,14 @@ def test_receipt_chain(case: Any) -> None:
     assert ended.proof == ChainProof(first, count, data(case["signature"]))
     assert node.sign(digest) == ended.proof.signature
     assert ended.header() == case["encodedWithProof"].encode()
+
+
+@named("relay_hello")
+def test_relay_hello(case: Any) -> None:
+    node, nonce = data(case["wire"]["node"]), data(case["wire"]["nonce"])
+    digest = hello_digest(node, nonce, data(case["wire"]["relaySpki"]))
+    assert digest == data(case["digest"])
+    assert recover(digest, data(case["signature"])) == node
 
 
 @named("receipt")

@@ -43,6 +43,7 @@ TYPES = {
         "Endpoint[] endpoints, Service[] services, Terms terms"
     ),
     "Endpoint": members("string url, bytes32 tlsSpki"),
+    "RelayHello": members("address node, bytes32 nonce, bytes32 relaySpki"),
     "Service": members(
         "bytes32 manifest, string model, string task, string class, uint64 priceInPico,"
         "uint64 priceOutPico, uint32 context, uint32 defaultMaxOutput, uint32 templateOverhead,"
@@ -294,6 +295,16 @@ def offer_cases() -> list[Json]:
                 "encoded": text64(canonical(travelling)),
             }
         )
+    return cases
+
+
+def relay_hello_cases() -> list[Json]:
+    cases = []
+    for nonce, key in ((filled(0), filled(0)), (filled(0x5A), filled(0xA5)), (filled(0xFF),) * 2):
+        values = {"node": account(NODE_TEXT), "nonce": nonce, "relaySpki": key}
+        message = typed("RelayHello", inferpool(0), values)
+        case = {"wire": wire(values), "digest": hexed(digest(message))}
+        cases.append(case | {"signature": sign(message, NODE_TEXT)})
     return cases
 
 
@@ -764,6 +775,7 @@ def files() -> dict[str, str]:
         "domain": {"cases": domain_cases()},
         "offer": {"keys": keys, "cases": offer_cases()},
         "binding": {"keys": keys, "cases": binding_cases()},
+        "relay_hello": {"cases": relay_hello_cases()},
         "receipt": {"keys": keys, "cases": receipt_cases()},
         "voucher": {"cases": voucher_cases()},
         "evidence": {"cases": evidence_cases()},

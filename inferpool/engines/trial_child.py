@@ -1,8 +1,6 @@
-"""A trial of an ONNX file, in a sandboxed child: what crashes, hangs or hoards does it here.
+"""The child of `trial`: loads a model and runs it once, on zeros, with the node's own options.
 
-ONNX Runtime runs in the node's own process, since a pipe would cost more than a small model's run.
-So a file is first loaded and run once, on zeros, where nothing can be lost, with the same options.
-Run as `python -I onnx_child.py`: one JSON line in, {"sandbox": ...} or {"error": ...} out.
+Run as `python -I trial_child.py`: one JSON line in, {"sandbox": ...} or {"error": ...} out.
 What a trial cannot show: a fault that only some caller's values reach.
 """
 
@@ -31,15 +29,30 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:
-        found = {"sandbox": _sandbox().enter([config["path"]])}
-        _try(config["path"], config["threads"])
+        found = {"sandbox": _sandbox().enter(config["readable"])}
+        _RUNTIMES[config["runtime"]](config)
     except Exception as error:
         found = {"error": f"{type(error).__name__}: {error}"[:2000]}
     print(json.dumps(found), file=answer, flush=True)
     os._exit("error" in found)
 
 
-def _try(path: str, threads: int) -> None:
+def _ctranslate2(config: dict[str, Any]) -> None:
+    """A Whisper model: loaded, and one silent window encoded."""
+    import ctranslate2
+    import numpy as np
+
+    model = ctranslate2.models.Whisper(
+        config["path"],
+        device="cpu",
+        compute_type=config["quant"],
+        intra_threads=config["threads"],
+    )
+    silence = np.zeros((1, model.n_mels, 3000), dtype=np.float32)
+    model.encode(ctranslate2.StorageView.from_array(silence))
+
+
+def _onnx(config: dict[str, Any]) -> None:
     import numpy as np
 
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # see this package's first lines
@@ -47,10 +60,12 @@ def _try(path: str, threads: int) -> None:
 
     onnxruntime.set_default_logger_severity(4)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.intra_op_num_threads, options.inter_op_num_threads = config["threads"], 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        config["path"], options, providers=["CPUExecutionProvider"]
+    )
     feed = {}
     for value in session.get_inputs():
         if value.type not in _NUMPY:
@@ -68,6 +83,9 @@ def _try(path: str, threads: int) -> None:
         if "alloc" in str(error).lower():
             raise
         sys.stderr.write(f"the trial's run failed: {error}\n")
+
+
+_RUNTIMES = {"onnx": _onnx, "ctranslate2": _ctranslate2}
 
 
 def _sandbox() -> Any:

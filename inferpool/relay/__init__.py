@@ -1,0 +1,1 @@
+"""The relay: a forwarder for nodes that nobody can dial."""

@@ -1,0 +1,8 @@
+"""The pool's words are shared with the end-to-end suites."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "e2e"))
