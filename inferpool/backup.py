@@ -34,6 +34,7 @@ _SALT, _NONCE, _TAG = 16, 12, 16
 _HEAD: Final = len(MAGIC) + _SALT + _NONCE
 _FILES: Final = ("config.toml", "password", "api-key", "control-token", "canary-key")
 _FOLDERS: Final = ("keys", "tls")
+# In this order: what an older book says, a younger chain can bear; not the other way round.
 _LEDGERS: Final = ("node/ledger.sqlite", "gateway/ledger.sqlite", "chain/state.sqlite")
 _MEMBERS_MAX: Final = 1000
 

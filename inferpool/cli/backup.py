@@ -10,13 +10,12 @@ from typing import Annotated
 import typer
 
 from inferpool.cli.console import OUT, AsJson, print_json
-from inferpool.daemon.pool import ROLES
 from inferpool.home import Home
-from inferpool.protocol.errors import Unavailable
 
 BACKUP_HELP = """Write keys, configuration and ledgers into one encrypted file.
 
-The password is asked for, or taken from INFERPOOL_BACKUP_PASSWORD. End the roles first.
+The password is asked for, or taken from INFERPOOL_BACKUP_PASSWORD. Roles may
+go on running: each book is copied whole, as it was at one moment.
 
 Example:  inferpool backup /mnt/usb/inferpool.backup"""
 
@@ -40,12 +39,6 @@ def backup(
     from inferpool import backup as backups
 
     home = Home.of()
-    running = [role for role in ROLES if home.running(role)]
-    if running:
-        raise Unavailable(
-            f"The {running[0]} runs from {home.root}; end it first, so that its book is whole.",
-            code="shutting_down",
-        )
     data, names = backups.make(home, _password(confirm=True))
     backups.write(file, data)
     if as_json:

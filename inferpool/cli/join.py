@@ -166,11 +166,12 @@ class Joining:
         return hardware, measured
 
     def _choose(self, names: list[str], hardware: Hardware) -> list[Choice]:
-        from inferpool.daemon.joining import choose_models
+        from inferpool.daemon.joining import Choice, choose_models
         from inferpool.models.pull import preferred, pull_model
         from inferpool.models.store import Store
 
         store = Store()
+        lost: dict[Manifest, str] = {}
         with self.stages.stage("choose") as say:
             choices = choose_models(names, hardware, store)
             taken = [item.manifest for item in choices if not item.why_not]
@@ -186,8 +187,16 @@ class Joining:
         with self.stages.stage("pull") as say, progress_bars() as on_progress:
             missing = sum(file.size for found in taken for file in store.missing(found))
             for found in taken:
-                pull_model(store, found, prefer=preferred(), on_progress=on_progress)
+                try:
+                    pull_model(store, found, prefer=preferred(), on_progress=on_progress)
+                except InferpoolError as error:
+                    if names:  # asked for by name: nothing else will do
+                        raise
+                    lost[found] = f"cannot be fetched: {error.message}"
             say(f"{missing / 1e6:.0f} MB fetched" if missing else "all weights are here")
+            for found, why in lost.items():
+                say(f"[yellow]not {found.name}: {why}[/]")
+        choices = [Choice(i.manifest, i.why_not or lost.get(i.manifest, "")) for i in choices]
         return choices
 
     def _measure(self, manifests: list[Manifest]) -> dict[Manifest, Speed]:
@@ -205,7 +214,8 @@ class Joining:
                     continue
                 speeds[item] = speed
                 into, out = speed.per_second()
-                pace = f"{into:.0f} {item.unit}s/s in" + (f", {out:.1f} out" if out else "")
+                pace = f"{into:.0f} {item.unit}s/s in" if into else f"{item.unit}s/s"
+                pace += f", {out:.1f} out" if out else ""
                 say(f"{item.name}: {pace}, first after {speed.first_ms:.0f} ms")
         if not speeds:
             raise Unavailable("No engine could be started here; `inferpool node doctor` says why.")

@@ -31,7 +31,11 @@ from inferpool.protocol.errors import Refused
 from inferpool.protocol.units import format_usd, parse_usd
 
 # What an engine needs to be imported; those without a line are named by hand only.
-MODULES: Final[dict[str, str]] = {"llamacpp": "xllamacpp", "onnx": "onnxruntime"}
+MODULES: Final[dict[str, str]] = {
+    "llamacpp": "xllamacpp",
+    "onnx": "onnxruntime",
+    "whisper": "faster_whisper",
+}
 _MIB: Final = 1024 * 1024
 _ENGINE_BYTES: Final = 192 * _MIB  # a child process with its libraries, and the machine's own needs
 _TIMEOUT_S: Final = 5.0
@@ -166,6 +170,8 @@ class Priced:
     def work(self) -> Work:
         """For the forecast."""
         out = self.price_out.price if self.price_out else 0
+        if not self.speed.in_per_hour:  # images: all that is paid comes out
+            return Work(out, 0, self.speed.out_per_hour)
         return Work(self.price_in.price, out, self.speed.in_per_hour, self.speed.out_per_hour)
 
 
@@ -181,7 +187,11 @@ def price(
     found = []
     for manifest, speed in speeds.items():
         asked_in, asked_out = asked.get(manifest.name, (None, None))
-        price_in = propose(cost.unit(speed.in_per_hour, busy_ppm), margin, asked_in)
+        price_in = (
+            propose(cost.unit(speed.in_per_hour, busy_ppm), margin, asked_in)
+            if speed.in_per_hour
+            else Proposal(0, 0, "nothing is charged in")
+        )
         price_out = (
             propose(cost.unit(speed.out_per_hour, busy_ppm), margin, asked_out)
             if speed.out_per_hour

@@ -1,13 +1,17 @@
 """How fast a loaded engine really is here, in a few seconds: the numbers behind a proposed price.
 
 Text: the prompt's pace from one long prompt, the output's from as many calls at once as there are
-slots. Tensors: rows of one batch again and again. Other tasks are not measured and not proposed.
+slots. Tensors: rows of one batch again and again; texts to embed and images the same. Audio: one
+window of thirty seconds, without a word in it, whose pace is halved for the words.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import struct
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from math import prod
@@ -18,10 +22,13 @@ from inferpool.market.forecast import per_hour
 from inferpool.models.manifest import Manifest
 from inferpool.protocol.errors import Unavailable
 
-MEASURED: Final = frozenset({"chat", "completion", "tensor"})
+MEASURED: Final = frozenset({"chat", "completion", "tensor", "embedding", "image", "transcription"})
 _OUTPUT: Final = 16
 _PROMPT: Final = "The quick brown fox jumps over the lazy dog. " * 12
 _TENSOR_S: Final = 0.3
+_WINDOW_S: Final = 30  # what Whisper hears at once
+_RATE: Final = 16_000
+_WORDS: Final = 2  # to write down a window of speech takes about as long again as to hear it
 _ROWS: Final = 32
 _WIDTHS: Final = {"BOOL": 1, "FP16": 2, "FP32": 4, "FP64": 8} | {
     f"{sign}INT{8 * size}": size for sign in ("", "U") for size in (1, 2, 4, 8)
@@ -31,7 +38,10 @@ _TEXT: Final = (40).to_bytes(4, "little") + b"words of a text, about as long as 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Units an hour at full work; no units out for tensors. `first_ms`: to the first unit."""
+    """Units an hour at full work: only in for tensors, texts and audio, only out for images.
+
+    `first_ms`: to the first unit.
+    """
 
     in_per_hour: int
     out_per_hour: int
@@ -48,6 +58,12 @@ async def measure_engine(manifest: Manifest, engine: Any) -> Speed:
     assert manifest.task in MEASURED, "the caller asks for what can be measured"
     if manifest.task == "tensor":
         return await _tensors(manifest, engine)
+    if manifest.task == "embedding":
+        return await _embeddings(engine)
+    if manifest.task == "image":
+        return await _images(engine)
+    if manifest.task == "transcription":
+        return await _audio(engine)
     return await _text(engine)
 
 
@@ -94,6 +110,56 @@ async def _tensors(manifest: Manifest, engine: Any) -> Speed:
         done += rows
     spent_ms = 1000 * (time.perf_counter() - started)
     return Speed(per_hour(done, spent_ms), 0, first_ms, 1000 * (time.perf_counter() - begun))
+
+
+async def _embeddings(engine: Any) -> Speed:
+    texts = [_PROMPT[:120]] * 4
+
+    async def once() -> int:
+        units: int = (await engine.embed(texts)).prompt_units
+        return units
+
+    per_unit, first_ms, took_ms = await _again(once)
+    return Speed(per_unit, 0, first_ms, took_ms)
+
+
+async def _images(engine: Any) -> Speed:
+    """One picture is one step of the one-step models that are served; its unit goes out."""
+
+    async def once() -> int:
+        return len(await engine.draw("terrain", 1, 1))
+
+    per_unit, first_ms, took_ms = await _again(once)
+    return Speed(0, per_unit, first_ms, took_ms)
+
+
+async def _audio(engine: Any) -> Speed:
+    head = struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        *(b"RIFF", 36 + 2 * _RATE * _WINDOW_S, b"WAVE", b"fmt ", 16, 1, 1, _RATE, 2 * _RATE, 2, 16),
+        *(b"data", 2 * _RATE * _WINDOW_S),
+    )
+    tone = struct.pack("<32h", *(round(8000 * math.sin(math.pi * at / 16)) for at in range(32)))
+    clip = head + tone * (_RATE * _WINDOW_S // 32)
+
+    async def once() -> int:
+        await engine.transcribe(clip, "en", 1000 * _WINDOW_S)
+        return _WINDOW_S
+
+    per_unit, first_ms, took_ms = await _again(once)
+    return Speed(max(1, per_unit // _WORDS), 0, first_ms, took_ms)
+
+
+async def _again(once: Callable[[], Awaitable[int]]) -> tuple[int, float, float]:
+    """Units an hour, ms to the first answer, ms in all; at least one run after the first."""
+    begun = time.perf_counter()
+    await once()
+    first_ms = 1000 * (time.perf_counter() - begun)
+    started, done = time.perf_counter(), await once()
+    while time.perf_counter() - started < _TENSOR_S:
+        done += await once()
+    spent_ms = 1000 * (time.perf_counter() - started)
+    return per_hour(done, spent_ms), first_ms, 1000 * (time.perf_counter() - begun)
 
 
 def _rows(name: str, datatype: str, shape: tuple[int, ...], rows: int) -> Tensor:

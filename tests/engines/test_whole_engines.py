@@ -18,6 +18,7 @@ from inferpool.engines.whisper import WhisperEngine
 from inferpool.models import catalogue
 from inferpool.models.pull import pull_model
 from inferpool.models.store import Store
+from inferpool.node.speed import measure_engine
 from inferpool.protocol.errors import BadRequest, Unavailable
 
 pytestmark = pytest.mark.timeout(60)
@@ -33,6 +34,7 @@ class Case:
 
     make: Callable[[Path | None], Any]  # with those weights instead of the real ones
     weights: Path
+    model: str
     good: Work
     bad: Work
 
@@ -52,6 +54,7 @@ def embedding() -> Case:
             bad or found["model.onnx"], tokenizer, "minilm", "int8", context=512
         ),
         found["model.onnx"],
+        "all-minilm-l6-v2",
         lambda engine: engine.embed(["one", "two"]),
         lambda engine: engine.embed(["word " * 600]),
     )
@@ -65,6 +68,7 @@ def whisper() -> Case:
             found | {"model.bin": bad} if bad else found, "whisper", "int8", threads=1
         ),
         found["model.bin"],
+        "whisper-base",
         lambda engine: engine.transcribe(CLIP.read_bytes(), "en", 2990),
         lambda engine: engine.transcribe(CLIP.read_bytes(), "en", 500),  # longer than was paid
     )
@@ -75,6 +79,7 @@ def terrain() -> Case:
     return Case(
         lambda bad: TerrainEngine(bad or found, "terrain", "f32"),
         found,
+        "terrain-128",
         lambda engine: engine.draw("terrain", 1, 1),
         lambda engine: engine.draw("a cat", 1, 1),
     )
@@ -117,6 +122,13 @@ async def test_refused_and_left_calls_hurt_nobody(
     await asyncio.wait([left])
     assert left.cancelled()
     assert await case.good(engine) == before
+
+
+async def test_its_pace_can_be_measured(runner: asyncio.Runner, engine: Engine, case: Case) -> None:
+    speed = await measure_engine(catalogue.load(case.model), engine)
+    out = case.model == "terrain-128"  # its unit is a step of a picture
+    assert (speed.out_per_hour > 0, speed.in_per_hour > 0) == (out, not out)
+    assert 0 < speed.first_ms < speed.took_ms
 
 
 async def test_broken_weights_are_refused(case: Case, tmp_path: Path) -> None:

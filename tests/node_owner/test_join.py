@@ -172,18 +172,37 @@ def test_a_second_node_in_one_home_is_refused(joined: Home) -> None:
     assert "runs here already" in done.stderr
 
 
-def test_a_backup_of_a_running_node_is_refused(joined: Home, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "inferpool", "backup", str(tmp_path / "node.backup")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=environment(joined) | {"INFERPOOL_BACKUP_PASSWORD": "of the backup"},
-    )
-    assert done.returncode == 1
-    assert "end it first" in done.stderr
-    assert not (tmp_path / "node.backup").exists()
+def test_a_backup_of_a_running_pool(joined: Home, pool: Pool, tmp_path: Path) -> None:
+    """Chain, gateway and node go on; each book is whole, and so is the chain's."""
+    file, there = tmp_path / "pool.backup", Home(tmp_path / "elsewhere")
+    secret = {"INFERPOOL_BACKUP_PASSWORD": "of the backup"}
+
+    def run(home: Home, *words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "inferpool", *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=environment(home) | secret,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    earned = len(charges(joined))
+    held = json.loads(run(joined, "backup", str(file), "--json"))["holds"]
+    books = {"node/ledger.sqlite", "gateway/ledger.sqlite", "chain/state.sqlite"}
+    assert books <= set(held)
+    assert "whole" in run(there, "restore", str(file), "--verify")
+    run(there, "restore", str(file))
+    assert len(charges(there)) >= earned > 0
+    assert all(pool.running[role].process.poll() is None for role in ("chain", "gateway"))
+    chain = Pool(there, {"chain.port": 0})
+    try:  # the copy is a chain: it starts, with the blocks that there were
+        facts = chain.start("chain").facts
+        assert facts["chain_id"] == pool.running["chain"].facts["chain_id"]
+    finally:
+        chain.close()
 
 
 def test_doctor_on_a_bare_machine_says_what_to_do(tmp_path: Path) -> None:

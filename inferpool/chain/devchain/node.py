@@ -63,7 +63,11 @@ class Node:
         self._store = Store(path)
         self._snapshots: list[_Snapshot] = []
         self._next_timestamp: int | None = None
-        self._open()
+        try:
+            self._open()
+        except BaseException:
+            self._store.close()
+            raise
 
     def close(self) -> None:
         """Close the file."""

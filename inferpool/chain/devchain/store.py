@@ -6,7 +6,9 @@ WAL with `synchronous=NORMAL` survives kill -9; a power cut may lose the last bl
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,23 +71,41 @@ class KeyValues(BaseDB):
         self._cache.clear()
 
 
+def _own(path: str) -> int | None:
+    """Two processes on one file would fork the chain: the second must not start.
+
+    A lock beside the file and not SQLite's own exclusive one, so that a backup may read.
+    """
+    if path == ":memory:":
+        return None
+    handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise sqlite3.OperationalError("database is locked") from None
+    return handle
+
+
 class Store:
     """One chain's file; `:memory:` keeps nothing. Used by one thread at a time."""
 
     def __init__(self, path: str) -> None:
+        self._lock = _own(path)
         self._connection = sqlite3.connect(
             path, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")
-        # Two processes on one file would fork the chain: the second must not start.
-        self._connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._connection.executescript(_SCHEMA)
         self.kv = KeyValues(self._connection)
 
     def close(self) -> None:
         """Close the file; committed blocks stay."""
         self._connection.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
