@@ -154,6 +154,7 @@ def _model(item: Hosted) -> dict[str, object]:
         "unit_us": round(item.pace.unit_us, 1),
         "restarts": getattr(item.engine, "restarts", 0),
         "last_failure": getattr(item.engine, "last_failure", ""),
+        "sandbox": getattr(item.engine, "sandbox", ""),  # what holds its reader back, in words
     }
 
 

@@ -177,6 +177,9 @@ async def test_the_owner_sees_what_was_earned_and_from_whom(tmp_path: Path) -> N
         assert state["earned_pico_usd"] == latest["charge_pico_usd"]
         assert (state["receipts"], state["payers"], state["running"]) == (1, 1, 0)
         assert [item["model"] for item in state["models"]] == ["fake-chat", "fake-tensor"]
+        world.node.node.services.hosted[0].engine.sandbox = "landlock"
+        state = await world.control("status")
+        assert [item["sandbox"] for item in state["models"]] == ["landlock", ""]
 
 
 async def test_a_leaving_node_is_gone_for_its_gateways_at_once(tmp_path: Path) -> None:
