@@ -46,7 +46,7 @@ def request_of(call: TextCall, model: str, dialect: Dialect) -> tuple[str, bytes
         "top_p": sampling.top_p,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
-        "seed": sampling.seed,
+        "seed": _seed(sampling.seed, dialect),
         "stream": True,
         "stream_options": {"include_usage": True},
         **_further(call, dialect),
@@ -56,6 +56,11 @@ def request_of(call: TextCall, model: str, dialect: Dialect) -> tuple[str, bytes
     if call.messages is None:
         return "/v1/completions", orjson.dumps({**body, "prompt": call.prompt or ""})
     return "/v1/chat/completions", orjson.dumps({**body, "messages": list(call.messages)})
+
+
+def _seed(seed: int, dialect: Dialect) -> int:
+    """llama.cpp reads the greatest seed as "draw one yourself"; no call may be unrepeatable."""
+    return min(seed, 2**32 - 2) if dialect is Dialect.LLAMACPP else seed
 
 
 def _further(call: TextCall, dialect: Dialect) -> dict[str, object]:
