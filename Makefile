@@ -39,8 +39,8 @@ check: setup-test ## what CI checks besides the tests: style, types, layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-recipes: setup ## evaluate every recipe through a pool
-	@$(BIN)/inferpool recipe eval
+recipes: setup ## run every recipe in its small form through one pool, with reports
+	@$(BIN)/inferpool recipe run --small --out recipe-reports
 
 bench: setup-test ## measure: the network tax of chat and tensors, paid
 	@$(RUN) bench.tax

@@ -82,45 +82,60 @@ def evaluate(names: Names = None, as_json: AsJson = False) -> None:
 
 @app.command("run")
 def run(
-    name: Name,
+    names: Names = None,
+    *,
     small: Annotated[bool, typer.Option("--small", help="Few cases, for a first look.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the report and audits.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole recipe through a pool: figures, drift, decisions with audits, latency, cost.
+    """Run whole recipes through one pool: figures, drift, decisions with audits, latency, cost.
 
     Example:  inferpool recipe run crm --small
     """
     from inferpool.recipes.kit import report
     from inferpool.recipes.kit.running import run_case
 
-    recipe, begun = registry.load(name), time.monotonic()
-    folder = out or Path(f"recipe-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    uses = [recipe] if isinstance(recipe, Use) and _can_run(recipe, named=True) else []
-    models = _models(recipe.cases, uses)
+    begun, stamp = time.monotonic(), time.strftime("%Y%m%d-%H%M%S")
+    loaded = [registry.load(name) for name in names or registry.NAMES]
+    chosen = [
+        item for item in loaded if isinstance(item, Recipe) or _can_run(item, named=bool(names))
+    ]
+    models = _models(
+        [case for item in chosen for case in item.cases],
+        [item for item in chosen if isinstance(item, Use)],
+    )
+    results = []
     with _scorers(models) as (pool, engine), _listening(as_json) as listener:
-        if isinstance(recipe, Use):
-            cases = recipe.play(pool, small, listener.progress)
-        else:
-            cases = [
-                run_case(recipe, case, pool, engine, folder, small=small, listener=listener)
-                for case in recipe.cases
-            ]
-    facts = {
-        **recipe.facts(),
-        "made": time.strftime("%Y-%m-%d"),
-        "small": small,
-        "seconds": round(time.monotonic() - begun, 1),
-        "cases": cases,
-    }
-    page, _ = report.write(facts, folder)
+        for recipe in chosen:
+            started = time.monotonic()
+            folder = out or Path(f"recipe-{stamp}")
+            folder = folder / recipe.name if len(chosen) > 1 else folder
+            if isinstance(recipe, Use):
+                cases = recipe.play(pool, small, listener.progress)
+            else:
+                cases = [
+                    run_case(recipe, case, pool, engine, folder, small=small, listener=listener)
+                    for case in recipe.cases
+                ]
+            facts = {
+                **recipe.facts(),
+                "made": time.strftime("%Y-%m-%d"),
+                "small": small,
+                "seconds": round(time.monotonic() - started, 1),
+                "cases": cases,
+            }
+            page, _ = report.write(facts, folder)
+            results.append(facts | {"report": str(page)})
     if as_json:
-        print_json(facts)
+        print_json(results if len(results) > 1 else results[0])
     else:
-        _print_cases(cases)
-        OUT.print(f"\nreport: {page} ({facts['seconds']} s)", markup=False)
+        _print_cases([case for facts in results for case in facts["cases"]])
+        for facts in results:
+            OUT.print(f"report: {facts['report']} ({facts['seconds']} s)", markup=False)
+        total = time.monotonic() - begun
+        OUT.print(f"{len(chosen)} recipes, {len(models)} models in {total:.0f} s", markup=False)
     # The bars are for all held-out cases; a few say little about them.
-    _exit(cases, bars=not small)
+    _exit([case for facts in results for case in facts["cases"]], bars=not small)
 
 
 @app.command("train")
@@ -268,8 +283,15 @@ def replay(
     else:
         for item in results:
             how = "bit for bit" if item["bitwise"] else f"difference {item['difference']:.2g}"
-            OUT.print(f"{'same' if item['same'] else 'DIFFERENT'}, {how}: {item['file']}")
-    if not all(item["same"] for item in results):
+            proof = {True: "signed by its node", False: "NOT SIGNED BY ITS NODE", None: "no proof"}
+            about = "" if item["about_this"] is not False else ", ABOUT ANOTHER REQUEST"
+            OUT.print(
+                f"{'same' if item['same'] else 'DIFFERENT'}, {how}; {proof[item['signed']]}{about}:"
+                f" {item['file']}",
+                soft_wrap=True,
+            )
+    bad = [item for item in results if not item["same"] or item["signed"] is False]
+    if bad or any(item["about_this"] is False for item in results):
         raise typer.Exit(1)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 
@@ -140,6 +141,29 @@ def judge_air(sample: Sample, scores: Array) -> list[Figure]:
     ]  # fmt: skip
 
 
+def air_days(sample: Sample, scores: Array) -> list[Mapping[str, Any]]:
+    """For the report: the held-out fortnight with the worst air, as it was and as foreseen."""
+    worst = int(sample["day"][int(np.argmax(sample["truth"]))])
+    here = np.abs(sample["day"] - worst) <= 7
+    if here.sum() < 30:
+        return []
+    time = np.linspace(-7, 7, int(here.sum())).tolist()
+    wide = float(sample["half_width"]) * (20 + scores[here].clip(0))
+    ways = {
+        "came true": sample["truth"][here],
+        "foreseen 6 h before": scores[here],
+        "upper end of the interval": scores[here] + wide,
+    }
+    return [
+        {
+            "title": "The worst fortnight",
+            "text": f"{COVERAGE:.0%} of hours should stay within the interval around the forecast.",
+            "lines": {name: [*zip(time, ys.tolist(), strict=True)] for name, ys in ways.items()},
+            "axes": ["days around the worst hour", "PM2.5, ug/m3"],
+        }
+    ]
+
+
 def land_features(pixels: Array) -> Array:
     """The model's input from rows of 3 x 3 pixels with four bands each, pixel by pixel."""
     cells = pixels.reshape(-1, PIXELS, BANDS)
@@ -211,6 +235,7 @@ RECIPE: Final = Recipe(
             train=train_air,
             verdict=lambda score: f"{'alert' if score > ALERT else 'no alert'}: {score:.0f} ug/m3",
             unit="micrograms per cubic metre",
+            sections=air_days,
         ),
         Case(
             model="land-cover",

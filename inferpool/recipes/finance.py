@@ -201,6 +201,7 @@ RECIPE: Final = Recipe(
             train=markets.train_risk,
             verdict=lambda score: f"{100 * (252 * np.exp(score)) ** 0.5:.0f} % a year",
             unit="log of the daily variance",
+            sections=markets.risk_months,
         ),
     ),
 )

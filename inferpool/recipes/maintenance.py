@@ -80,6 +80,7 @@ ALARM: Final = 30.0  # cycles left when a planner wants to know
 FALSE: Final = 60.0  # an alarm with more cycles left was for nothing
 COVERAGE: Final = 0.9
 FOLDS: Final = 5
+LOOKS_MIN: Final = 30  # at a life, to tell how early an alarm comes
 EVERY: Final = 3  # looks at a whole life: each third cycle
 RUL_FIELDS: Final = tuple(
     f"{name} {what}"
@@ -137,8 +138,8 @@ def sections(sample: Sample, scores: Array) -> list[Mapping[str, Any]]:
     """For the report: an engine's life as it was and as it was foreseen."""
     unit = sample["life"].max()
     here = sample["life"] == unit
-    age, low = sample["age"][here], scores[here] + float(sample["lower_offset"])
-    if here.sum() < 3 or unit == 0:
+    age, low = sample["age"][here], np.maximum(0, scores[here] + float(sample["lower_offset"]))
+    if here.sum() < LOOKS_MIN or unit == 0:
         return []
     ways = {"left in truth, at most 125": sample["truth"][here], "estimate": scores[here],
             "lower bound": low}  # fmt: skip
@@ -229,7 +230,7 @@ def judge_life(sample: Sample, scores: Array) -> list[Figure]:
     cut = sample["life"] == 0
     truth, said = sample["truth"][cut], scores[cut]
     rule = np.clip(sample["mean_life"] - sample["age"], 0, CAP)
-    lower = said + sample["lower_offset"]
+    lower = np.maximum(0, said + sample["lower_offset"])
     name = "mean life minus age"
 
     def per_engine(a: Array, b: Array) -> float:
@@ -254,7 +255,7 @@ def _alarm_figures(
 ) -> list[Figure]:
     """How early the alarm comes on engines run to failure, and how often it is false."""
     unit, left = sample["life"][lives], sample["left"][lives]
-    if len(np.unique(unit)) < 2:  # a small run holds too few lives
+    if len(unit) < LOOKS_MIN * len(np.unique(unit)):  # a small run holds bits of lives
         return []
     lead, false = alarms(unit, left, scores[lives])
     lead_rule, false_rule = alarms(unit, left, rule[lives])

@@ -6,6 +6,7 @@ Neither says where a price goes.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from math import erf
 from typing import Any, Final
 
@@ -167,6 +168,30 @@ def judge_risk(sample: Sample, scores: Array) -> list[Figure]:
         figure("cost of trading, % a year", lambda _, cost: 252 * 100 * float(cost.mean()),
                paid, paid, 0.0, "fixed size", more_is_better=False, groups=month),
     ]  # fmt: skip
+
+
+def risk_months(sample: Sample, scores: Array) -> list[Mapping[str, Any]]:
+    """For the report: each held-out month's risk, sized by the forecast and of fixed size."""
+    size = np.minimum(2.0, TARGET / np.sqrt(252 * np.exp(scores) * sample["scale"]))
+    fixed = TARGET / np.sqrt(252 * float(sample["known_mean"]))
+    ways = {
+        "sized by the forecast": _months(sample["month"], sample["next_return"] * size),
+        "fixed size": _months(sample["month"], sample["next_return"] * fixed),
+    }
+    if not len(ways["fixed size"]):
+        return []
+    return [
+        {
+            "title": "Back-test of a portfolio's risk",
+            "text": f"Volatility of each month, a year; the target is {TARGET:.0%}. It is about"
+            " the risk: nothing here says where the price goes.",
+            "lines": {
+                name: [(float(i), 100 * float(y)) for i, y in enumerate(ys)]
+                for name, ys in ways.items()
+            },
+            "axes": ["held-out month", "% a year"],
+        }
+    ]
 
 
 def _months(month: Array, returns: Array) -> Array:

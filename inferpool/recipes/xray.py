@@ -17,7 +17,6 @@ from inferpool.recipes.kit.data import Array, Sample, fetched, published
 from inferpool.recipes.kit.export import OPSET, SEED
 from inferpool.recipes.kit.metrics import Figure, accuracy, auc, brier, figure, recall
 from inferpool.recipes.kit.running import numeric_kept
-from inferpool.recipes.kit.split import crossed
 
 PICTURES: Final = published(
     "https://raw.githubusercontent.com/aksufatih/snn-medmnist/"
@@ -31,8 +30,7 @@ POOL: Final = 5
 FILTERS: Final = 160
 SHRINK: Final = 0.1  # a response below it counts as none
 STRENGTH: Final = 0.001
-BAND_ERROR: Final = 0.02
-FOLDS: Final = 4
+BAND_ERROR: Final = 0.05
 BLOCK: Final = 7  # pixels: reasons are given for 16 blocks
 FIELDS: Final = tuple(f"pixel {r + 1},{c + 1}" for r in range(SIDE) for c in range(SIDE))
 GROUPS: Final = tuple(
@@ -106,7 +104,7 @@ def _moved(pictures: Array) -> list[Array]:
 
 
 def train() -> Trained:
-    """Fit on the set's own training and validation pictures; its test pictures are held out."""
+    """Fit on the set's training and validation pictures; of its test pictures half are held out."""
     with np.load(fetched(PICTURES), allow_pickle=False) as packed:
         kinds = {name: packed[name] for name in packed.files}
     known = np.concatenate([kinds["train_images"], kinds["val_images"]])
@@ -126,28 +124,36 @@ def train() -> Trained:
             .fit(every, np.tile(y[rows], len(features)))
         )
 
-    folds = np.arange(len(known)) % FOLDS
-    said = crossed(
-        lambda rows: lambda held: fit(rows).predict_proba(features[0][held])[:, 1],
-        folds, np.arange(len(known)),
-    )  # fmt: skip
     model = fit(np.arange(len(known)))
+    # Half of the test pictures set the scale of the probability, as a hospital would with a few of
+    # its own: the known pictures' own folds are of another kind than they, and far too sure.
+    mine, held = np.arange(0, len(test), 2), np.arange(1, len(test), 2)
+    logits = model.decision_function(filters(_scaled(test)))
+    scale = importlib.import_module("sklearn.linear_model").LogisticRegression(C=1e6)
+    scale.fit(logits[mine, None], truth[mine])
+    slope, shift = float(scale.coef_[0, 0]), float(scale.intercept_[0])
+    said = _sigmoid(slope * logits[mine] + shift)
+    band = choose_band(truth[mine], said, BAND_ERROR)
+    mine_rows = test[mine].reshape(len(mine), -1)
+    test, truth = test[held], truth[held]
     rows = test.reshape(len(test), -1)
     plain = known.reshape(len(known), -1)
     sample: Sample = {
         X: rows,
         "truth": truth,
-        "base": np.array(y.mean()),
+        "base": np.array(said.mean()),
         "rule": _contrast_rule(plain, y, rows),
-        "band": np.array(choose_band(y, said, BAND_ERROR), dtype=np.float32),
-        **numeric_kept(watched(plain), said),
+        "band": np.array(band, dtype=np.float32),
+        **numeric_kept(watched(mine_rows), said),
         "typical": np.median(plain, axis=0).astype(np.float32),
     }
     return Trained(
-        _export(filters, model),
-        lambda cases: model.predict_proba(
-            filters(_scaled(cases[X].reshape(-1, SIDE, SIDE)))
-        )[:, 1],
+        _export(filters, model, slope, shift),
+        lambda cases: _sigmoid(
+            slope
+            * model.decision_function(filters(_scaled(cases[X].reshape(-1, SIDE, SIDE))))
+            + shift
+        ),
         {**sample, X: rows.astype(np.float32)},
         sample,
         len(known),
@@ -156,15 +162,17 @@ def train() -> Trained:
         (
             "Pictures of 28 x 28 pixels of children aged one to five in one hospital in Guangzhou:"
             " no use for adults, other machines, or any decision about a person.",
-            "At 0.5 nearly all pneumonias are found and a quarter of the healthy are called ill:"
-            " the test pictures differ from the known ones, as others found for this set. The drift"
-            " monitor says so too.",
+            "The test pictures differ from the known ones, as others found for this set: with the"
+            " scale of the known ones the model is far too sure, and calls a quarter of the healthy"
+            " ill. So every second test picture set the scale of the probability and the band, and"
+            " only the others were judged. At another hospital do the same with some of its own.",
             "The set was balanced by its publisher: among real patients fewer are ill, and the"
             " probabilities are too high.",
             "Size, pooling and strength were chosen while looking at the test pictures' AUC (0.96"
             " to 0.975 over a dozen settings), so expect a little less. A convolutional network"
             " reaches about 0.98.",
-            f"The band was chosen by cross-validation for at most {BAND_ERROR:.0%} errors outside.",
+            f"The band was chosen for at most {BAND_ERROR:.0%} errors outside, on those that set"
+            " the scale.",
         ),
     )  # fmt: skip
 
@@ -181,13 +189,18 @@ def _contrast_rule(known: Array, labels: Array, rows: Array) -> Array:
     return now[:, best] * (1 if worth[best] > 0.5 else -1)
 
 
-def _export(filters: Filters, model: Any) -> bytes:
-    """The same as ONNX: a convolution, two poolings' worth of arithmetic, one matrix product."""
+def _sigmoid(logits: Array) -> Array:
+    found: Array = 1 / (1 + np.exp(-logits))
+    return found
+
+
+def _export(filters: Filters, model: Any, slope: float, shift: float) -> bytes:
+    """The same as ONNX: a convolution, a pooling, one matrix product with the scale in it."""
     onnx = importlib.import_module("onnx")
     helper, numbers = onnx.helper, onnx.numpy_helper
     scaler, logistic = model.steps[0][1], model.steps[1][1]
-    weight = logistic.coef_[0] / scaler.scale_
-    bias = logistic.intercept_[0] - float((weight * scaler.mean_).sum())
+    weight = slope * logistic.coef_[0] / scaler.scale_
+    bias = slope * logistic.intercept_[0] + shift - float((weight * scaler.mean_).sum())
     kernels = filters.weights.T.reshape(-1, 1, PATCH, PATCH) / np.float32(255)
     constants = {
         "shape": np.array([-1, 1, SIDE, SIDE], dtype=np.int64),

@@ -16,8 +16,7 @@ from inferpool.recipes.kit import audit
 from inferpool.recipes.kit.case import TEXT, Case, Recipe
 from inferpool.recipes.kit.data import heldout
 from inferpool.recipes.kit.deciding import Desk
-from inferpool.recipes.kit.pool import request_body
-from inferpool.recipes.kit.scorer import EngineScorer
+from inferpool.recipes.kit.scorer import EngineScorer, request_body
 from inferpool.recipes.kit.take import choose, example, leaks, suffixes, take
 
 WHOLE = [(recipe, case) for recipe in registry.all() if recipe.whole for case in recipe.cases]

@@ -18,10 +18,13 @@ import orjson
 
 from inferpool.engines.base import Tensor
 from inferpool.engines.tensors import from_numpy, to_numpy
+from inferpool.identity.signing import verify
 from inferpool.models import catalogue
+from inferpool.protocol.encoding import from_hex
 from inferpool.protocol.errors import Refused
+from inferpool.protocol.receipt import SignedReceipt
 from inferpool.recipes.kit.data import Array, Sample
-from inferpool.recipes.kit.scorer import Answer, Scorer, difference
+from inferpool.recipes.kit.scorer import Answer, Scorer, difference, request_body
 
 VERSION: Final = 1
 OTHER_CLASS: Final = 2e-6  # relative, between two builds of one engine (design D6)
@@ -38,13 +41,19 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """How a decision came out the second time; `same` is the verdict for an auditor."""
+    """How a decision came out the second time; `same` is the verdict for an auditor.
+
+    `signed`: the receipt bears the node's signature. `about_this`: its request hash is that of this
+    very input, as the client sends it. None where the record has nothing to check by.
+    """
 
     same: bool
     bitwise: bool
     difference: float
     class_then: str
     class_now: str
+    signed: bool | None
+    about_this: bool | None
 
 
 def record(
@@ -80,6 +89,7 @@ def record(
         "verdict": verdict,
         "reasons": [asdict(reason) for reason in reasons],
         "receipt": answer.receipt,
+        "chain_id": answer.chain_id,
         "reviewer": None,
         "outcome": None,
     }
@@ -109,7 +119,25 @@ def replay(decision: dict[str, Any], scorer: Scorer) -> Replay:
     gap = difference(now, then)
     same_class = told.engine_class == decision["class"]
     same = bitwise if same_class else gap <= OTHER_CLASS
-    return Replay(same, bitwise, gap, decision["class"], told.engine_class)
+    signed, about_this = proven(decision, given.name, row)
+    return Replay(same, bitwise, gap, decision["class"], told.engine_class, signed, about_this)
+
+
+def proven(decision: dict[str, Any], name: str, row: Array) -> tuple[bool | None, bool | None]:
+    """What the receipt says by itself: whether the node signed it, and about this input."""
+    wire = decision["receipt"]
+    if wire is None:
+        return None, None
+    found = SignedReceipt.from_wire(wire)
+    about_this = hashlib.sha256(request_body(name, row)).digest() == found.receipt.request_hash
+    if decision.get("chain_id") is None:
+        return None, about_this
+    try:
+        digest = found.receipt.digest(decision["chain_id"])
+        verify(digest, found.signature, from_hex(decision["node"], 20))
+    except Refused:
+        return False, about_this
+    return True, about_this
 
 
 def tensor_hash(tensor: Tensor) -> str:

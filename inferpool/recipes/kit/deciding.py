@@ -35,6 +35,8 @@ class Decision:
     bitwise: bool
     file: str
     left_out: tuple[str, ...]
+    signed: bool | None
+    about_this: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class Desk:
         words = ", ".join(f"{reason.field} {reason.effect:+.3g}" for reason in why[:3])
         decision = Decision(
             case.model, score, verdict, words, answer.node, charge(answer), again.same,
-            again.bitwise, path.name, left_out,
+            again.bitwise, path.name, left_out, again.signed, again.about_this,
         )  # fmt: skip
         return decision, record
 

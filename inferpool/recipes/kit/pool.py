@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-import numpy as np
 import orjson
 
 from inferpool.daemon.pool import Pool, start_pool
@@ -25,7 +24,7 @@ from inferpool.models.pull import pull_model
 from inferpool.models.store import Store
 from inferpool.protocol.errors import Unavailable
 from inferpool.recipes.kit.data import Array, Sample
-from inferpool.recipes.kit.scorer import Answer
+from inferpool.recipes.kit.scorer import Answer, triton_input
 
 _TIMEOUT_S: Final = 60.0
 _BOOK_BYTES: Final = 1 << 24
@@ -64,7 +63,7 @@ class PoolScorer:
 
     def infer(self, model: str, name: str, rows: Array) -> Sample:
         """One paid request."""
-        tensor = _tensor(name, rows)
+        tensor = triton_input(name, rows)
         answer = self._client.infer(model, [tensor], headers=self._headers)
         names = [output.name for output in catalogue.load(model).outputs]
         return {output: answer.as_numpy(output) for output in names}
@@ -76,7 +75,11 @@ class PoolScorer:
         if len(booked) < len(answers):
             raise Unavailable(f"the gateway's book has {len(booked)} receipts of {model}")
         latest = reversed(booked[: len(answers)])
-        return [_answer(outputs, item) for outputs, item in zip(answers, latest, strict=True)]
+        chain = self._home.running("chain")
+        chain_id = int(str(chain["chain_id"])) if chain else None
+        return [
+            _answer(outputs, item, chain_id) for outputs, item in zip(answers, latest, strict=True)
+        ]
 
     def book(self) -> list[dict[str, Any]]:
         """The gateway's last attempts, the newest first."""
@@ -94,31 +97,10 @@ class PoolScorer:
         return found
 
 
-def request_body(name: str, rows: Array) -> bytes:
-    """The very bytes that `PoolScorer.infer` sends: all that leaves this process about a case."""
-    import tritonclient.http as triton
-
-    made, _ = triton.InferenceServerClient.generate_request_body([_tensor(name, rows)])
-    return bytes(made)
-
-
-def _tensor(name: str, rows: Array) -> Any:
-    import tritonclient.http as triton
-
-    if rows.dtype == object:
-        tensor = triton.InferInput(name, list(rows.shape), "BYTES")
-        encoded = [[str(text).encode() for text in row] for row in rows.tolist()]
-        tensor.set_data_from_numpy(np.array(encoded, dtype=np.object_).reshape(rows.shape))
-    else:
-        tensor = triton.InferInput(name, list(rows.shape), "FP32")
-        tensor.set_data_from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
-    return tensor
-
-
-def _answer(outputs: Sample, attempt: dict[str, Any]) -> Answer:
+def _answer(outputs: Sample, attempt: dict[str, Any], chain_id: int | None) -> Answer:
     proof = attempt["proof"]
     receipt = proof["receipt"]
-    return Answer(outputs, receipt["manifest"], receipt["class"], attempt["node"], proof)
+    return Answer(outputs, receipt["manifest"], receipt["class"], attempt["node"], proof, chain_id)
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ _STYLE: Final = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:.6rem 0}td,th{padding:.25rem .7rem;text-align:left;
 vertical-align:top;border-bottom:1px solid #ddd}th{font-weight:600}
-.bad{color:#b00}.good{color:#15803d}
+.whole,.good,.bad{white-space:nowrap}.bad{color:#b00}.good{color:#15803d}
 figure{display:inline-block;margin:.4rem}figcaption{color:#666;font-size:.9em}
 .key{color:#666;font-size:.9em}code{font-size:.9em}svg{max-width:100%}h2{margin-top:2.5rem}
 """
@@ -100,8 +100,8 @@ def _trace(trace: Mapping[str, Any]) -> str:
     )
     said = "none of them" if not trace["leaks"] else f"FOUND: {escape(', '.join(trace['leaks']))}"
     return (
-        f"<h3>What leaves</h3><p>An example, <code>{escape(trace['file'])}</code>, about a made-up"
-        f" person. Stays here: {stays}.</p><p>Sent: {escape(trace['sent'])}, SHA-256 <code>"
+        f"<h3>What leaves</h3><p>An example, <code>{escape(trace['file'])}</code>, with a made-up"
+        f" identity. Stays here: {stays}.</p><p>Sent: {escape(trace['sent'])}, SHA-256 <code>"
         f"{trace['sent_sha256'][:16]}…</code>. Searched for the values above: {said}.</p>"
     )
 
@@ -129,7 +129,8 @@ def _figures(figures: Sequence[Mapping[str, Any]]) -> str:
             [
                 escape(item["name"]),
                 svg.interval(item),
-                f"{item['value']:.4f} ({item['low']:.4f} to {item['high']:.4f})",
+                f'<span class="whole">{item["value"]:.4f} ({item["low"]:.4f} to'
+                f" {item['high']:.4f})</span>",
                 str(item["n"]),
                 f"{item['baseline']:.4f} ({escape(item['baseline_name'])})",
                 f'<span class="{"good" if item["reached"] else "bad"}">{wanted}</span>',

@@ -18,12 +18,12 @@ from inferpool.recipes.kit.deciding import Decision, Desk, cost, spread
 from inferpool.recipes.kit.gate import parity
 from inferpool.recipes.kit.live import rehearse
 from inferpool.recipes.kit.metrics import Figure
-from inferpool.recipes.kit.pool import request_body
 from inferpool.recipes.kit.scorer import (
     Scorer,
     difference,
     infer_all,
     latencies_ms,
+    request_body,
 )
 from inferpool.recipes.kit.take import example, leaks, take
 

@@ -32,6 +32,7 @@ class Answer:
     engine_class: str
     node: str
     receipt: dict[str, Any] | None = None
+    chain_id: int | None = None  # that the receipt's signature is about
 
 
 class Scorer(Protocol):
@@ -94,6 +95,28 @@ class EngineScorer:
             paths = pull_model(self._store, catalogue.load(model))
             self.add(model, next(iter(paths.values())))
         return self._engines[model]
+
+
+def request_body(name: str, rows: Array) -> bytes:
+    """The very bytes that `PoolScorer.infer` sends: all that leaves this process about a case."""
+    import tritonclient.http as triton
+
+    made, _ = triton.InferenceServerClient.generate_request_body([triton_input(name, rows)])
+    return bytes(made)
+
+
+def triton_input(name: str, rows: Array) -> Any:
+    """The rows as the input of a tritonclient request."""
+    import tritonclient.http as triton
+
+    if rows.dtype == object:
+        tensor = triton.InferInput(name, list(rows.shape), "BYTES")
+        encoded = [[str(text).encode() for text in row] for row in rows.tolist()]
+        tensor.set_data_from_numpy(np.array(encoded, dtype=np.object_).reshape(rows.shape))
+    else:
+        tensor = triton.InferInput(name, list(rows.shape), "FP32")
+        tensor.set_data_from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
+    return tensor
 
 
 def infer_all(
