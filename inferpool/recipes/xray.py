@@ -43,6 +43,22 @@ GROUPS: Final = tuple(
 )
 WATCHED: Final = ("mean brightness", "contrast", "sharpness", "left to right", "top to bottom")
 
+NOTES: Final = (
+    "Pictures of 28 x 28 pixels of children aged one to five in one hospital in Guangzhou:"
+    " no use for adults, other machines, or any decision about a person.",
+    "The test pictures differ from the known ones, as others found for this set: with the"
+    " scale of the known ones the model is far too sure, and calls a quarter of the healthy"
+    " ill. So every second test picture set the scale of the probability and the band, and"
+    " only the others were judged. At another hospital do the same with some of its own.",
+    "The set was balanced by its publisher: among real patients fewer are ill, and the"
+    " probabilities are too high.",
+    "Size, pooling and strength were chosen while looking at the test pictures' AUC (0.96"
+    " to 0.975 over a dozen settings), so expect a little less. A convolutional network"
+    " reaches about 0.98.",
+    f"The band was chosen for at most {BAND_ERROR:.0%} errors outside, on those that set"
+    " the scale.",
+)
+
 
 def watched(rows: Array) -> Array:
     """What the drift monitor looks at in pictures [n, 784]: five numbers of each."""
@@ -159,21 +175,7 @@ def train() -> Trained:
         len(known),
         f"{FILTERS} filters by k-means on whitened {PATCH} x {PATCH} patches, pooled; logistic"
         " regression",
-        (
-            "Pictures of 28 x 28 pixels of children aged one to five in one hospital in Guangzhou:"
-            " no use for adults, other machines, or any decision about a person.",
-            "The test pictures differ from the known ones, as others found for this set: with the"
-            " scale of the known ones the model is far too sure, and calls a quarter of the healthy"
-            " ill. So every second test picture set the scale of the probability and the band, and"
-            " only the others were judged. At another hospital do the same with some of its own.",
-            "The set was balanced by its publisher: among real patients fewer are ill, and the"
-            " probabilities are too high.",
-            "Size, pooling and strength were chosen while looking at the test pictures' AUC (0.96"
-            " to 0.975 over a dozen settings), so expect a little less. A convolutional network"
-            " reaches about 0.98.",
-            f"The band was chosen for at most {BAND_ERROR:.0%} errors outside, on those that set"
-            " the scale.",
-        ),
+        NOTES,
     )  # fmt: skip
 
 
