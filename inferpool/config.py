@@ -94,6 +94,7 @@ class GatewayConfig:
     window: int = 32  # maxima that one voucher may cover, with nodes that have delivered
     window_base_units: int = 1_000  # most that lies with one node beyond what is in flight
     value_of_time_usd_per_hour: str = "0.1"
+    fee_bps: int = 0  # of this gateway, on top of nodes' charges: hundredths of a percent
     canary: bool = False  # pay each new node for one small job, so that it earns at once
     canary_max_base_units: int = 1_000  # what one such job may cost at most
 

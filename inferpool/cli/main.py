@@ -18,6 +18,7 @@ from inferpool.cli import (
     demo,
     explain,
     gateway,
+    keys,
     models,
     node,
     recipe,
@@ -25,6 +26,7 @@ from inferpool.cli import (
     sim,
     status,
     up,
+    usage,
     wallet,
 )
 from inferpool.cli.console import ERR
@@ -43,6 +45,10 @@ app.command("demo", help=demo.HELP)(demo.demo)
 app.add_typer(node.app, name="node")
 app.command("gateway", help=gateway.HELP)(gateway.gateway)
 app.command("relay", help=relay.HELP)(relay.relay)
+app.add_typer(keys.app, name="keys")
+app.add_typer(keys.teams, name="teams")
+app.command("usage", help=usage.USAGE_HELP)(usage.usage)
+app.command("quote", help=usage.QUOTE_HELP)(usage.quote)
 app.command("chain", help=chain.HELP)(chain.chain)
 app.add_typer(models.app, name="models")
 app.add_typer(wallet.app, name="wallet")

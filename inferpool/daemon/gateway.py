@@ -18,17 +18,19 @@ from inferpool.daemon.door import Door, open_door, refuse_open
 from inferpool.daemon.grpc_door import grpc_door
 from inferpool.daemon.relay import make_relay, relaying
 from inferpool.daemon.serving import listen, run_role
+from inferpool.gateway.admission import Caller
 from inferpool.gateway.app import GatewayApp
 from inferpool.gateway.canary import ACCOUNT, Canaries
 from inferpool.gateway.control import CapitalControls
 from inferpool.gateway.directory import Directory
-from inferpool.gateway.gateway import Caller, Gateway
+from inferpool.gateway.gateway import Gateway
 from inferpool.gateway.route_book import RouteBook
 from inferpool.gateway.treasury import Treasury
 from inferpool.home import Home
 from inferpool.identity.keys import Role
 from inferpool.models import catalogue
 from inferpool.payments.budget import Account
+from inferpool.payments.fees import BPS
 from inferpool.payments.journal import SqlJournal
 from inferpool.payments.payer_ledger import PayerLedger
 from inferpool.protocol.encoding import to_hex
@@ -61,7 +63,7 @@ async def serve_gateway(config: Config, home: Home) -> None:
     try:
         ledger = PayerLedger(journal, chain.chain_id)
         clock = SystemClock()
-        await _account(ledger, home.secret("api-key"), KEY_NAME, clock)
+        await _first_account(ledger, home.secret("api-key"), clock)
         treasury = Treasury(chain, ledger, payer, authorizer, caps_of(settings))
         gateway = Gateway(
             directory=directory_of(config, chain, clock),
@@ -71,6 +73,7 @@ async def serve_gateway(config: Config, home: Home) -> None:
             clock=clock,
             sampling=catalogue.sampling_of,
             value_of_time_pico_usd_per_s=_per_second(settings.value_of_time_usd_per_hour),
+            fee_bps=settings.fee_bps,
         )
         await gateway.start()
         anyone = await _account(ledger, "", ANYONE, clock) if settings.open else None
@@ -136,6 +139,9 @@ def _check(settings: GatewayConfig) -> None:
     if settings.window < 1 or settings.window_base_units < 0:
         message = "gateway.window must be 1 or more, gateway.window_base_units 0 or more"
         raise Refused(message, code="bad_config", param="gateway.window")
+    if not 0 <= settings.fee_bps <= BPS:
+        message = f"gateway.fee_bps must be 0 to {BPS}"
+        raise Refused(message, code="bad_config", param="gateway.fee_bps")
 
 
 def _per_second(usd_per_hour: str) -> int:
@@ -143,6 +149,12 @@ def _per_second(usd_per_hour: str) -> int:
         return parse_usd(usd_per_hour) // 3600
     except ValueError as error:
         raise Refused(f"gateway.value_of_time_usd_per_hour: {error}", code="bad_config") from None
+
+
+async def _first_account(ledger: PayerLedger, key: str, clock: Clock) -> None:
+    """The key of this home opens the door from the first start on, unless it was revoked."""
+    if not ledger.keys.knows(key):
+        await ledger.add_account(key, Account(KEY_NAME, None), clock.now_ms())
 
 
 async def _account(ledger: PayerLedger, key: str, name: str, clock: Clock) -> Caller:

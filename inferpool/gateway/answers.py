@@ -34,6 +34,7 @@ class Delivered:
     text: bool = False
     finish: str | None = None
     billed_pico_usd: int = 0
+    fee_pico_usd: int = 0  # the gateway's own, on top
     prompt_units: int = 0
     legs: int = 0
     node: bytes = b""
@@ -58,6 +59,7 @@ class Delivered:
         return {
             "node": to_hex(self.node),
             "cost_pico_usd": self.billed_pico_usd,
+            **({"fee_pico_usd": self.fee_pico_usd} if self.fee_pico_usd else {}),
             "prompt_units": self.prompt_units,
             "output_units": self.usage.output_units,
             "legs": self.legs,
@@ -200,6 +202,8 @@ class WholeAnswer:
             (headers.NODE, to_hex(delivered.node).encode()),
             (headers.COST, str(delivered.billed_pico_usd).encode()),
         ]
+        if delivered.fee_pico_usd:
+            extra.append((headers.FEE, str(delivered.fee_pico_usd).encode()))
         if delivered.signed is not None:
             extra.append((headers.RECEIPT, delivered.signed.header()))
         await self._request.answer(200, orjson.dumps(body), extra)

@@ -14,6 +14,8 @@
 | POST /inferpool/offers | a node's signed offer; the answer is this gateway's word on the node |
 | GET /inferpool/status | channels, accounts, attempts; under the control token |
 | /inferpool/control/... | see `control`; the operator's, on this machine |
+| GET, POST /inferpool/admin/... | keys, teams, usage; under the control token (`admin`) |
+| POST /inferpool/quote | what a job would cost, and where it would go |
 | GET /inferpool/routes/ID | why a request went where it went; under its key or the control token |
 """
 
@@ -21,15 +23,20 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from inferpool import __version__
 from inferpool.gateway import openapi
+from inferpool.gateway.admin import Admin
+from inferpool.gateway.admission import Caller
 from inferpool.gateway.control import CONTROL, CapitalControls
-from inferpool.gateway.gateway import Caller, Gateway
+from inferpool.gateway.gateway import Gateway
 from inferpool.gateway.pushes import PushedOffers
+from inferpool.gateway.quote import quote
 from inferpool.gateway.status import explained, model_object, status
 from inferpool.metrics import CONTENT_TYPE
+from inferpool.payments.access import Access
 from inferpool.protocol import limits
 from inferpool.protocol.errors import BadRequest, InferpoolError, Unauthorized, Unavailable
 from inferpool.protocol.job import Job, Task
@@ -49,6 +56,7 @@ Serve = Callable[[HttpRequest, bytes, Caller], Awaitable[None]]
 _PROXY_MAX = 256 * 1024
 _ROUTES = "/inferpool/routes/"
 _TENSOR_METHODS = {"": ("GET",), "ready": ("GET",), "infer": ("POST",)}
+_ADMIN = "/inferpool/admin/"
 
 
 class GatewayApp:
@@ -63,6 +71,8 @@ class GatewayApp:
     ) -> None:
         self._gateway, self._anyone, self._controls = gateway, anyone, controls
         self._token = control_token.encode()
+        access = Access(gateway.ledger.keys, gateway.clock.now_ms, gateway.random)
+        self._admin = Admin(access, gateway.ledger.journal)
         self._paid: dict[str, tuple[int, Serve]] = {
             "/v1/chat/completions": (limits.BODY_CHAT_MAX, gateway.chat),
             "/v1/completions": (limits.BODY_CHAT_MAX, gateway.complete),
@@ -79,6 +89,7 @@ class GatewayApp:
             ("GET", "/metrics"): self._metrics,
             ("GET", "/openapi.json"): self._openapi,
             ("GET", "/inferpool/status"): self._status,
+            ("POST", "/inferpool/quote"): self._quote,
             ("POST", "/inferpool/offers"): PushedOffers(gateway.directory, gateway.clock).serve,
         }
 
@@ -107,7 +118,8 @@ class GatewayApp:
         if method == "POST" and path in self._paid:
             caller = self._caller(request)
             limit, serve = self._paid[path]
-            await serve(request, await request.body(limit), caller)
+            with self._admitted(request, caller):
+                await serve(request, await request.body(limit), caller)
         elif path.startswith("/v2/models/"):
             await self._model(request)
         elif (method, path) in self._plain:
@@ -118,6 +130,10 @@ class GatewayApp:
             if not (request.is_local() and self._is_owner(request)):
                 raise Unauthorized("This needs the gateway's control token, on its own machine.")
             await self._controls.serve(request)
+        elif path.startswith(_ADMIN):
+            if not self._is_owner(request):
+                raise Unauthorized("This needs the gateway's control token.")
+            await self._admin.serve(request, path.removeprefix(_ADMIN))
         elif method == "GET" and path.startswith(_ROUTES):
             await self._explain(request, path.removeprefix(_ROUTES))
         else:
@@ -133,6 +149,19 @@ class GatewayApp:
             await request.answer_json(body, error.status, error_headers(error))
         except RuntimeError:  # the answer had begun: it ends here, without its clean end
             _LOG.warning("%s broke off in mid-answer: %s", request.path, error.message)
+
+    @contextmanager
+    def _admitted(self, request: HttpRequest, caller: Caller) -> Iterator[None]:
+        """While a paid request is served, within the rate limits of its key."""
+        now_ms = self._gateway.clock.now_ms
+        request.added = lambda: caller.rate_headers(now_ms())
+        with caller.admitted(now_ms()):
+            yield
+
+    async def _quote(self, request: HttpRequest) -> None:
+        caller = self._caller(request)
+        body = await request.body(limits.BODY_CHAT_MAX)
+        await request.answer_json(await quote(self._gateway, caller, body))
 
     def _caller(self, request: HttpRequest) -> Caller:
         """The account behind the API key. Raises Unauthorized."""
@@ -155,8 +184,9 @@ class GatewayApp:
         rest = parts[3:] if parts[1:2] == ["versions"] else parts[1:]
         if request.method == "POST" and rest == ["infer"]:
             caller = self._caller(request)
-            body = await request.body(limits.BODY_TENSOR_MAX)
-            await self._gateway.infer(request, name, body, caller)
+            with self._admitted(request, caller):
+                body = await request.body(limits.BODY_TENSOR_MAX)
+                await self._gateway.infer(request, name, body, caller)
         elif request.method == "GET" and rest in ([], ["ready"]):
             await self._proxy(request, name, "/".join(["", *rest]))
         else:
@@ -178,14 +208,19 @@ class GatewayApp:
 
     async def _models(self, request: HttpRequest) -> None:
         created = self._gateway.clock.now_ms() // 1000
-        data = [model_object(service, nodes, created) for service, nodes in self._gateway.models()]
+        data = [
+            model_object(service, nodes, created, self._gateway.fee_bps)
+            for service, nodes in self._gateway.models()
+        ]
         await request.answer_json({"object": "list", "data": data})
 
     async def _one_model(self, request: HttpRequest, name: str) -> None:
         created = self._gateway.clock.now_ms() // 1000
         for service, nodes in self._gateway.models():
             if service.model == name:
-                await request.answer_json(model_object(service, nodes, created))
+                await request.answer_json(
+                    model_object(service, nodes, created, self._gateway.fee_bps)
+                )
                 return
         raise BadRequest(f"No node offers {name!r} now.", code="model_not_found", param="model")
 

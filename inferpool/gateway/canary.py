@@ -16,10 +16,11 @@ from typing import Any, Final
 import orjson
 
 from inferpool.gateway import relay
+from inferpool.gateway.admission import Caller
 from inferpool.gateway.answers import Delivered
 from inferpool.gateway.chat import TextRun
 from inferpool.gateway.directory import NODES_MAX
-from inferpool.gateway.gateway import Caller, Gateway
+from inferpool.gateway.gateway import Gateway
 from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.router import Candidate, Route
 from inferpool.protocol.chat import ChatRequest
@@ -140,7 +141,7 @@ class Canaries:
 
     async def _chat(self, node: KnownNode, parsed: ChatRequest) -> None:
         route = Route([self._candidate(node, parsed.job)])
-        with self.gateway.hold(self.caller, route) as hold:
+        async with self.gateway.hold(self.caller, route) as hold:
             run = _OneNode(self.gateway, _Silent(), parsed, hold, self.gateway.seed(None))
             await run.run(hold.candidates)
             hold.complete = run.delivered.signed is not None

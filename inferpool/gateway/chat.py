@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from inferpool.gateway.admission import Hold
 from inferpool.gateway.affinity import Blocks
 from inferpool.gateway.answers import Answer, Delivered
 from inferpool.gateway.flights import RETRIED, Flight, OfferEnded
@@ -31,7 +32,7 @@ from inferpool.protocol.text import INTEGER_SAMPLERS, SAMPLERS
 from inferpool.transport.base import AnswerInvalid, TransportError
 
 if TYPE_CHECKING:
-    from inferpool.gateway.gateway import Gateway, Hold
+    from inferpool.gateway.gateway import Gateway
 
 _LOG = logging.getLogger("inferpool.gateway")
 Parsed = ChatRequest | CompletionRequest
@@ -68,7 +69,7 @@ class TextRun:
         last: InferpoolError = Unavailable("No node was tried.", code="no_node")
         tried: set[tuple[bytes, bytes]] = set()
         for _ in range(ATTEMPTS_MAX):
-            candidate = self._next(candidates, tried, last)
+            candidate = await self._next(candidates, tried, last)
             if candidate is None:
                 break
             tried.add((candidate.node.address, candidate.node.offer_hash))
@@ -97,15 +98,18 @@ class TextRun:
         if not self.preferences.allow_fallbacks and not self.preferences.order:
             return []
         try:
-            free = self.hold.caller.account.free_pico_usd
+            caller = self.hold.caller
+            free = caller.account.free_pico_usd
             free = None if free is None else free + self.hold.most_pico_usd
-            route = self.gateway.choose(self.parsed.job, free, self.prompt, self.preferences)
+            route = self.gateway.choose(
+                self.parsed.job, caller, free, self.prompt, self.preferences
+            )
         except (Unavailable, BadRequest):
             return []
         self.gateway.note(self.hold, route)
         return route.candidates
 
-    def _next(
+    async def _next(
         self,
         candidates: list[Candidate],
         tried: set[tuple[bytes, bytes]],
@@ -135,10 +139,10 @@ class TextRun:
     ) -> Candidate | None:
         for candidate in candidates:
             fresh = (candidate.node.address, candidate.node.offer_hash) not in tried
-            if fresh and self.hold.covers(candidate):
+            if fresh and await self.hold.covers(candidate):
                 return candidate
         if candidates and tried and isinstance(last, TransportError):
-            return candidates[0] if self.hold.covers(candidates[0]) else None
+            return candidates[0] if await self.hold.covers(candidates[0]) else None
         return None
 
     async def _look_again(self, candidate: Candidate, error: InferpoolError) -> None:
@@ -225,6 +229,7 @@ class TextRun:
         delivered.billed_pico_usd += billed
         delivered.signed = signed
         await self.gateway.bill(flight, self.hold, billed)
+        delivered.fee_pico_usd = self.hold.fee_pico_usd
         if not complete:
             unknown = Unavailable("The node's engine failed in mid-answer.", code="engine_failed")
             raise stream.failure or unknown

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
@@ -19,6 +19,7 @@ from typing import Final
 from inferpool.clock import Clock
 from inferpool.engines.audio import length_ms
 from inferpool.gateway import relay
+from inferpool.gateway.admission import Caller, Hold, SharedBudgets, both
 from inferpool.gateway.affinity import Blocks, PrefixMap, blocks, texts
 from inferpool.gateway.answers import Answer, StreamedAnswer, WholeAnswer
 from inferpool.gateway.chat import Parsed, TextRun
@@ -30,16 +31,16 @@ from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.preferences import allows, arrange, value_of_time
 from inferpool.gateway.reconcile import Reconciler
 from inferpool.gateway.route_book import RouteBook
-from inferpool.gateway.router import Candidate, Route, Wanted, choose
+from inferpool.gateway.router import Route, Wanted, choose
 from inferpool.gateway.treasury import Treasury
-from inferpool.payments.budget import Account
+from inferpool.payments.fees import fee_down, fee_up, without_fee
 from inferpool.payments.payer_ledger import PayerLedger
 from inferpool.protocol import headers, images
 from inferpool.protocol.answers import event
 from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.completion import CompletionRequest
 from inferpool.protocol.embeddings import EmbeddingsRequest
-from inferpool.protocol.errors import BadRequest, InferpoolError, Unavailable
+from inferpool.protocol.errors import BadRequest, InferpoolError, RateLimited, Unavailable
 from inferpool.protocol.forms import form_of
 from inferpool.protocol.images import ImagesRequest
 from inferpool.protocol.job import Job, Task
@@ -51,41 +52,6 @@ from inferpool.transport.asgi import EVENT_STREAM, HttpRequest, stop_task
 
 _LOG = logging.getLogger("inferpool.gateway")
 _SEED_BYTES: Final = 4
-
-
-@dataclass(slots=True)
-class Caller:
-    """Who asks: an account with the hash of its key."""
-
-    key_hash: bytes
-    account: Account
-
-
-@dataclass(slots=True)
-class Hold:
-    """The budget's reservation for one client request. `complete`: its bill is final."""
-
-    client_id: str
-    caller: Caller
-    candidates: list[Candidate]  # those that the budget covers, in the order to try
-    most_pico_usd: int  # reserved so far: the dearest maximum of those that were tried
-    complete: bool = False
-    manifest: bytes = b""  # of the node that serves it
-    choices: int = 0  # made for it so far
-
-    def covers_too(self, candidate: Candidate) -> bool:
-        """Whether the budget covers this candidate beside the one that is tried."""
-        key = self.client_id.encode()
-        return self.caller.account.hold_more(key, max(1, candidate.maximum_pico_usd))
-
-    def covers(self, candidate: Candidate) -> bool:
-        """Whether the budget covers this candidate's maximum too; reserves what is missing."""
-        more = candidate.maximum_pico_usd - self.most_pico_usd
-        if more > 0:
-            if not self.caller.account.hold_more(self.client_id.encode(), more):
-                return False
-            self.most_pico_usd = candidate.maximum_pico_usd
-        return True
 
 
 @dataclass(slots=True)
@@ -103,6 +69,8 @@ class Gateway:
     sampling: Callable[[bytes], dict[str, float]]
     random: Callable[[int], bytes] = secrets.token_bytes
     value_of_time_pico_usd_per_s: int = 0
+    fee_bps: int = 0  # on top of what nodes charge, in hundredths of a percent
+    shared: SharedBudgets | None = None  # where other processes use the same accounts
     metrics: GatewayMetrics = field(init=False)
     flights: Flights = field(init=False)
     reconciler: Reconciler = field(init=False)
@@ -111,7 +79,7 @@ class Gateway:
 
     def __post_init__(self) -> None:
         self.metrics = GatewayMetrics(self.ledger, self.directory, lambda: self.flights)
-        self.reconciler = Reconciler(self.ledger, self.clock)
+        self.reconciler = Reconciler(self.ledger, self.clock, self.fee_bps)
         self.flights = Flights(
             self.treasury,
             self.ledger,
@@ -159,8 +127,8 @@ class Gateway:
             raise BadRequest("resume is for gateways.", param="inferpool.resume")
         prompt = blocks(texts(parsed))
         preferences = _preferences(request, parsed.preferences)
-        route = self.choose(parsed.job, caller.account.free_pico_usd, prompt, preferences)
-        with self.hold(caller, route) as hold:
+        route = await self.route(parsed.job, caller, prompt, preferences)
+        async with self.hold(caller, route) as hold:
             answer = self._answer(request, parsed, hold)
             run = TextRun(self, answer, parsed, hold, self.seed(parsed.seed), prompt, preferences)
             work = asyncio.create_task(run.run(hold.candidates))
@@ -251,46 +219,74 @@ class Gateway:
 
     # -- the steps -------------------------------------------------------------------------------
 
+    async def route(
+        self,
+        job: Job,
+        caller: Caller,
+        prompt: Blocks = (),
+        preferences: RoutePreferences = NO_PREFERENCES,
+        *,
+        tallied: bool = True,
+    ) -> Route:
+        """Candidates that a caller may use and pay.
+
+        Raises Unauthorized, BadRequest, Unavailable.
+        """
+        caller.check_model(job.model)
+        caller.account.at(self.clock.now_ms())
+        if self.shared is not None:
+            await self.shared.read(caller.account)
+        free = caller.account.free_pico_usd
+        return self.choose(job, caller, free, prompt, preferences, tallied=tallied)
+
     def choose(
         self,
         job: Job,
+        caller: Caller | None = None,
         free_pico_usd: int | None = None,
         prompt: Blocks = (),
         preferences: RoutePreferences = NO_PREFERENCES,
+        *,
+        tallied: bool = True,
     ) -> Route:
         """Candidates for a job, in the order to try. Raises BadRequest, Unavailable."""
         now = self.clock.now_ms()
+        free = None if free_pico_usd is None else without_fee(free_pico_usd, self.fee_bps)
+        theirs = caller.allows(job, now) if caller is not None else None
         wanted = Wanted(
             now,
             value_of_time(preferences, self.value_of_time_pico_usd_per_s),
-            free_pico_usd,
+            free,
             prompt,
-            allows(preferences, job, now),
+            both(theirs, allows(preferences, job, now)),
             preferences.order,
         )
         route = choose(job, self.directory.index, wanted, self._draw, self.prefixes)
         route.candidates = arrange(route.candidates, preferences)
         if not route.candidates:
             raise Unavailable("None of provider.order takes this now.", code="no_node")
-        tally(route.candidates)
+        if tallied:
+            tally(route.candidates)
         return route
 
-    @contextmanager
-    def hold(self, caller: Caller, route: Route) -> Iterator[Hold]:
+    @asynccontextmanager
+    async def hold(self, caller: Caller, route: Route) -> AsyncIterator[Hold]:
         """Reserve the first candidate's maximum that the budget covers, and more where a dearer
-        one is tried; settle on what was delivered. Raises PaymentRequired where it covers none.
+        one is tried; settle on what was delivered. Raises PaymentRequired where it covers none,
+        RateLimited where the tokens that are expected are too many.
 
         Where an attempt is still unresolved when the request ends without a final bill (the client
         left, the pipe was cut), the hold stays until the reconciler has the receipt or knows that
         there is none.
         """
         client_id = "req_" + self.random(12).hex()
-        candidates, free = route.candidates, caller.account.free_pico_usd
-        covered = [c for c in candidates if free is None or c.maximum_pico_usd <= free]
-        cheapest = min(candidate.maximum_pico_usd for candidate in candidates)
-        most = covered[0].maximum_pico_usd if covered else cheapest
-        caller.account.hold(client_id.encode(), most)
-        hold = Hold(client_id, caller, covered, most)
+        hold = await self._held(caller, route, client_id)
+        expected = route.units_in + route.units_out
+        try:
+            caller.take_tokens(expected, self.clock.now_ms())
+        except RateLimited:
+            self.release(caller, client_id)
+            raise
         self.note(hold, route)
         self.flights.serving.add(client_id)
         try:
@@ -300,8 +296,28 @@ class Gateway:
             raise
         finally:
             self.flights.serving.discard(client_id)
+            caller.correct_tokens(hold.units - expected)
             if hold.complete or not self.flights.pending(client_id):
-                caller.account.release(client_id.encode())
+                self.release(caller, client_id)
+
+    async def _held(self, caller: Caller, route: Route, client_id: str) -> Hold:
+        account, bps = caller.account, self.fee_bps
+        free = account.free_pico_usd
+        free = None if free is None else without_fee(free, bps)
+        covered = [c for c in route.candidates if free is None or c.maximum_pico_usd <= free]
+        cheapest = min(candidate.maximum_pico_usd for candidate in route.candidates)
+        most = covered[0].maximum_pico_usd if covered else cheapest
+        with_fee = most + fee_up(most, bps)
+        if self.shared is not None:
+            await self.shared.reserve(account, with_fee)  # where it fails, so does what follows
+        account.hold(client_id.encode(), with_fee)
+        return Hold(client_id, caller, covered, most, fee_bps=bps, shared=self.shared)
+
+    def release(self, caller: Caller, client_id: str) -> None:
+        """End a hold."""
+        caller.account.release(client_id.encode())
+        if self.shared is not None:
+            self.shared.give_back(caller.account)
 
     def note(self, hold: Hold, route: Route) -> None:
         """Keep the trace of a request's choice."""
@@ -310,10 +326,15 @@ class Gateway:
 
     async def bill(self, flight: Flight, hold: Hold, billed_pico_usd: int) -> None:
         """Bill the client for a settled attempt and make all of it durable in one unit."""
-        hold.caller.account.spend(hold.client_id.encode(), billed_pico_usd)
-        flight.record.billed_pico_usd = billed_pico_usd
-        self.metrics.settled(flight.record)
-        await self.flights.save(flight, hold.caller.key_hash)
+        record, account = flight.record, hold.caller.account
+        account.at(self.clock.now_ms())
+        record.billed_pico_usd = billed_pico_usd
+        record.fee_pico_usd = fee_down(billed_pico_usd, self.fee_bps)
+        hold.fee_pico_usd += record.fee_pico_usd
+        hold.units += record.prompt_units + record.output_units
+        account.spend(hold.client_id.encode(), billed_pico_usd + record.fee_pico_usd)
+        self.metrics.settled(record)
+        await self.flights.save(flight, hold.caller.account_id)
 
     def seed(self, seed: int | None) -> int:
         """The caller's seed, or one drawn for it."""

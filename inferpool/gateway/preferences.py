@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.offer_index import NEWCOMER_CALLS
-from inferpool.gateway.router import Candidate
+from inferpool.gateway.router import Allows, Candidate
 from inferpool.protocol.errors import BadRequest
 from inferpool.protocol.job import Job
 from inferpool.protocol.offer import Service
@@ -16,8 +16,6 @@ from inferpool.protocol.price import maximum_pico_usd
 
 # What a second is worth to somebody who sorts by speed: a dollar decides against every price.
 _HASTE_PICO_USD_PER_S: Final = 10**12
-
-Allows = Callable[[KnownNode, Service], str]
 
 
 def value_of_time(preferences: RoutePreferences, usual_pico_usd_per_s: int) -> int:

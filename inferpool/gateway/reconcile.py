@@ -19,6 +19,7 @@ from inferpool.gateway.treasury import Treasury
 from inferpool.identity.signing import verify
 from inferpool.payments.budget import Account
 from inferpool.payments.checks import ReceiptInvalid, check_late_receipt
+from inferpool.payments.fees import fee_down, without_fee
 from inferpool.payments.payer import PayerChannel
 from inferpool.payments.payer_ledger import AttemptRecord, PayerLedger
 from inferpool.protocol import headers
@@ -47,6 +48,7 @@ class Reconciler:
 
     ledger: PayerLedger
     clock: Clock
+    fee_bps: int = 0
     _tasks: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
     _proving: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
     _closed: bool = False
@@ -229,10 +231,13 @@ class Reconciler:
             # While the client is served, and once its bill is final, another node's answer is what
             # it pays for: this one is our own cost. It never pays more than what was held.
             client = record.client_request_id
-            held = account.held.get(client.encode(), 0) if late else receipt.charge_pico_usd
+            held = without_fee(account.held.get(client.encode(), 0), self.fee_bps)
+            held = held if late else receipt.charge_pico_usd
             if client not in self.flights.serving and held:
                 record.billed_pico_usd = min(held, receipt.charge_pico_usd)
-                account.spend(client.encode(), record.billed_pico_usd)
+                record.fee_pico_usd = fee_down(record.billed_pico_usd, self.fee_bps)
+                account.at(self.clock.now_ms())
+                account.spend(client.encode(), record.billed_pico_usd + record.fee_pico_usd)
             self._release(record)
         self.ledger.save_attempt(record, channel, key_hash)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from inferpool.gateway.admission import Caller, Hold
 from inferpool.gateway.flights import RETRIED, Flight, Flights, OfferEnded
 from inferpool.gateway.router import Candidate, Route
 from inferpool.payments.checks import ReceiptInvalid
@@ -38,7 +39,7 @@ from inferpool.protocol.receipt_chain import ChainedReceipt
 from inferpool.protocol.transcription import TranscriptionRequest
 
 if TYPE_CHECKING:
-    from inferpool.gateway.gateway import Caller, Gateway, Hold
+    from inferpool.gateway.gateway import Gateway
 from inferpool.transport.base import AnswerTimeout, Response
 
 _LOG = logging.getLogger("inferpool.gateway")
@@ -121,15 +122,14 @@ async def run(
     gateway: Gateway, errand: Errand, caller: Caller, only: Route | None = None
 ) -> Answer:
     """The answer of the first node that gives one. Raises BadRequest, Unavailable."""
-    route = only or gateway.choose(
-        errand.job, caller.account.free_pico_usd, preferences=errand.preferences
-    )
+    preferences = errand.preferences
+    route = only or await gateway.route(errand.job, caller, preferences=preferences)
     last: InferpoolError = Unavailable("No node was tried.", code="no_node")
-    with gateway.hold(caller, route) as hold:
+    async with gateway.hold(caller, route) as hold:
         left = deque(hold.candidates[:ATTEMPTS_MAX])
         while left:
             candidate = left.popleft()
-            if not hold.covers(candidate):
+            if not await hold.covers(candidate):
                 continue
             try:
                 if errand.hedge and left:
@@ -158,7 +158,7 @@ async def _first_of_two(
     asked = [asyncio.create_task(_try(gateway, candidate, errand, hold))]
     try:
         await asyncio.wait(asked, timeout=max(HEDGE_LEAST_MS, candidate.late_ms) / 1000)
-        if not asked[0].done() and left and hold.covers_too(left[0]):
+        if not asked[0].done() and left and await hold.covers_too(left[0]):
             asked.append(asyncio.create_task(_try(gateway, left.popleft(), errand, hold)))
         running = set(asked)
         while running:
@@ -181,9 +181,9 @@ async def _try(gateway: Gateway, candidate: Candidate, errand: Errand, hold: Hol
     except OfferEnded:
         await gateway.directory.look(candidate.node)
         candidate.node.blocked_until_ms = 0
-        route = gateway.choose(errand.job, preferences=errand.preferences)
+        route = gateway.choose(errand.job, hold.caller, preferences=errand.preferences)
         again = [c for c in route.candidates if c.node is candidate.node]
-        if not again or not hold.covers(again[0]):
+        if not again or not await hold.covers(again[0]):
             raise
         return await _fetch(gateway, again[0], errand, hold)
 
@@ -213,6 +213,8 @@ async def _fetch(gateway: Gateway, candidate: Candidate, errand: Errand, hold: H
             (headers.NODE, to_hex(flight.node.address).encode()),
             (headers.COST, str(charge).encode()),
         ]
+        if gateway.fee_bps:
+            ours.append((headers.FEE, str(flight.record.fee_pico_usd).encode()))
         if value is not None:
             ours.append((headers.RECEIPT, value))
         return answer, [*kept, *ours]

@@ -27,6 +27,7 @@ from inferpool.protocol.job import Job, Task
 from inferpool.protocol.offer import Service
 from inferpool.protocol.price import maximum_pico_usd
 
+Allows = Callable[[KnownNode, Service], str]
 BYTES_PER_TOKEN: Final = 4  # English prose; only an expectation, never a bound
 DEFAULT_OUTPUT: Final = 128
 DRAWS: Final = 4  # that compete for the first place: with two, `bench.fleet` is 15 % dearer
@@ -99,7 +100,7 @@ class Wanted:
     value_of_time_pico_usd_per_s: int = 0
     free_pico_usd: int | None = None
     prompt: Blocks = ()
-    allows: Callable[[KnownNode, Service], str] | None = None
+    allows: Allows | None = None
     named: tuple[bytes, ...] = ()  # addresses that are candidates wherever they may be
 
 

@@ -14,7 +14,9 @@ from inferpool.protocol.receipt import SignedReceipt
 ATTEMPTS_SHOWN: Final = 100
 
 
-def model_object(service: Service, nodes: list[KnownNode], created_s: int) -> dict[str, object]:
+def model_object(
+    service: Service, nodes: list[KnownNode], created_s: int, fee_bps: int = 0
+) -> dict[str, object]:
     """A model for `GET /v1/models`: OpenAI's members, and under `inferpool` what we add."""
     offered = [found for node in nodes if (found := node.offer.service(service.model))]
     return {
@@ -35,6 +37,7 @@ def model_object(service: Service, nodes: list[KnownNode], created_s: int) -> di
             "price_out_pico_usd_per_unit": _range(
                 [item.price_out_pico_usd_per_unit for item in offered]
             ),
+            "fee_bps": fee_bps,  # of this gateway, on top of the prices
             "nodes": len(nodes),
         },
     }
@@ -116,6 +119,7 @@ def attempt_object(record: AttemptRecord) -> dict[str, object]:
         "state": record.state.value,
         "charge_pico_usd": record.charge_pico_usd,
         "billed_pico_usd": record.billed_pico_usd,
+        "fee_pico_usd": record.fee_pico_usd,
         "maximum_pico_usd": record.maximum_pico_usd,
         "prompt_units": record.prompt_units,
         "output_units": record.output_units,

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from sqlalchemy import Executable, create_engine, event
+from sqlalchemy import Executable, Table, create_engine, event, inspect, text
+from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import Engine, Row
 from sqlalchemy.pool import StaticPool
+from sqlalchemy.schema import CreateColumn
 from sqlalchemy.sql import ClauseElement
 
 from inferpool.payments.schema import METADATA
@@ -67,9 +69,20 @@ class Journal(Protocol):
         """Run a query now; for start-up and rare paths."""
         ...
 
+    async def ask(self, query: Executable) -> Sequence[Row[Any]]:
+        """Run a query that may take its time, on what was written before."""
+        ...
+
     def close(self) -> None:
         """Commit what is queued and close."""
         ...
+
+
+def upsert(journal: Journal, table: Table, *keys: str) -> Statement:
+    """Insert a row, or write its other columns where one with these keys is there."""
+    statement = insert(table)
+    changed = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in keys}
+    return journal.compile(statement.on_conflict_do_update(index_elements=keys, set_=changed))
 
 
 def _compile(engine: Engine, statement: ClauseElement) -> Statement:
@@ -96,7 +109,20 @@ def open_engine(path: Path | None) -> Engine:
         engine = create_engine(f"sqlite:///{path}", connect_args={"check_same_thread": False})
         event.listen(engine, "connect", _pragmas)
     METADATA.create_all(engine)
+    _add_columns(engine)
     return engine
+
+
+def _add_columns(engine: Engine) -> None:
+    """Columns that a book of an earlier version lacks; each has a default for its rows."""
+    present = inspect(engine)
+    with engine.begin() as connection:
+        for table in METADATA.sorted_tables:
+            known = {item["name"] for item in present.get_columns(table.name)}
+            for column in table.columns:
+                if column.name not in known:
+                    made = CreateColumn(column).compile(dialect=engine.dialect)
+                    connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {made}"))
 
 
 class SqlJournal:
@@ -129,6 +155,11 @@ class SqlJournal:
         """See Journal."""
         with self._engine.connect() as connection:
             return connection.execute(query).all()
+
+    async def ask(self, query: Executable) -> Sequence[Row[Any]]:
+        """See Journal."""
+        await self.write([])
+        return await asyncio.to_thread(self.read, query)
 
     def close(self) -> None:
         """See Journal."""
@@ -269,6 +300,11 @@ class MemoryJournal:
         """See Journal."""
         with self._engine.connect() as connection:
             return connection.execute(query).all()
+
+    async def ask(self, query: Executable) -> Sequence[Row[Any]]:
+        """See Journal."""
+        await self.write([])
+        return self.read(query)
 
     def crash(self) -> None:
         """Lose what was not committed, now and later; its writers are cancelled."""

@@ -1,4 +1,4 @@
-"""The gateway's book: accounts, channels and every attempt with its receipt."""
+"""The gateway's book: channels and every attempt with its receipt; `keys` has the accounts."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import asyncio
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Select, Table, func, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Select, func, select
 from sqlalchemy.engine import Row
 
 from inferpool.payments.budget import Account
-from inferpool.payments.journal import Journal, Statement, Write
+from inferpool.payments.journal import Journal, Write, upsert
+from inferpool.payments.key_book import KeyBook
 from inferpool.payments.payer import PayerChannel
-from inferpool.payments.schema import ACCOUNTS, ATTEMPTS, PAYER_CHANNELS, PAYER_DEPOSITS
+from inferpool.payments.schema import ATTEMPTS, PAYER_CHANNELS, PAYER_DEPOSITS
 from inferpool.protocol.attempt import Attempt
-from inferpool.protocol.encoding import parse, sha256
+from inferpool.protocol.encoding import parse
 from inferpool.protocol.lifecycle import ATTEMPT_MOVES, AttemptState, move
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.voucher import ChannelConfig, canonical_config
@@ -40,6 +40,7 @@ class AttemptRecord:
     state: AttemptState = AttemptState.AUTHORISED
     charge_pico_usd: int = 0  # what the node charged
     billed_pico_usd: int = 0  # what the client is billed for it; the difference is the gateway's
+    fee_pico_usd: int = 0  # that the client pays the gateway beside it
     prompt_units: int = 0
     output_units: int = 0
     seq: int = 0  # of the receipt, 0 while there is none
@@ -78,7 +79,13 @@ class AttemptRecord:
 
 
 # Columns that hold text where the record holds another type.
-_AMOUNTS = ("maximum_pico_usd", "maximum_units", "charge_pico_usd", "billed_pico_usd")
+_AMOUNTS = (
+    "maximum_pico_usd",
+    "maximum_units",
+    "charge_pico_usd",
+    "billed_pico_usd",
+    "fee_pico_usd",
+)
 _NAMES = tuple(item.name for item in fields(AttemptRecord))
 
 
@@ -89,40 +96,25 @@ class PayerLedger:
     its node, and costs at most its maximum.
     """
 
-    def __init__(self, journal: Journal, chain_id: int) -> None:
-        self._journal = journal
+    def __init__(self, journal: Journal, chain_id: int, lane: str = "") -> None:
+        self.journal = journal
         self._chain_id = chain_id
-        self._save_account = self._upsert(ACCOUNTS, "key_hash")
-        self._save_channel = self._upsert(PAYER_CHANNELS, "channel_id")
-        self._save_attempt = self._upsert(ATTEMPTS, "request_id")
-        self._save_deposit = self._upsert(PAYER_DEPOSITS, "salt")
-        self._created_ms: dict[bytes, int] = {}
-        self.accounts: dict[bytes, Account] = {}  # by SHA-256 of the API key
+        self._save_channel = upsert(journal, PAYER_CHANNELS, "channel_id")
+        self._save_attempt = upsert(journal, ATTEMPTS, "request_id")
+        self._save_deposit = upsert(journal, PAYER_DEPOSITS, "salt")
+        self.keys = KeyBook(journal, lane)
+        self.accounts = self.keys.accounts  # by id
         self.channels: dict[bytes, tuple[bytes, PayerChannel]] = {}  # id -> node, channel
-        self._load_accounts()
         for row in journal.read(select(PAYER_CHANNELS)):
             self.channels[row.channel_id] = (row.node, self._load_channel(row))
         open_ = select(ATTEMPTS).where(ATTEMPTS.c.state.not_in([state.value for state in _ENDED]))
         self.open_attempts = self._records(open_)
 
-    def _upsert(self, table: Table, key: str) -> Statement:
-        statement = insert(table)
-        changed = {c.name: statement.excluded[c.name] for c in table.columns if c.name != key}
-        return self._journal.compile(
-            statement.on_conflict_do_update(index_elements=[key], set_=changed)
-        )
-
-    def _load_accounts(self) -> None:
-        for row in self._journal.read(select(ACCOUNTS)):
-            limit = None if row.limit_pico_usd is None else int(row.limit_pico_usd)
-            self.accounts[row.key_hash] = Account(row.name, limit, int(row.spent_pico_usd))
-            self._created_ms[row.key_hash] = row.created_ms
-
     def _load_channel(self, row: Row[Any]) -> PayerChannel:
         query = select(ATTEMPTS.c.seq).where(
             ATTEMPTS.c.channel_id == row.channel_id, ATTEMPTS.c.seq > 0
         )
-        booked = {found.seq for found in self._journal.read(query)}
+        booked = {found.seq for found in self.journal.read(query)}
         following = 1
         while following in booked:
             booked.remove(following)
@@ -142,7 +134,7 @@ class PayerLedger:
 
     def _records(self, query: Select[Any]) -> list[AttemptRecord]:
         found = []
-        for row in self._journal.read(query):
+        for row in self.journal.read(query):
             values = {name: getattr(row, name) for name in _NAMES}
             values |= {name: int(values[name]) for name in _AMOUNTS}
             values["state"] = AttemptState(values["state"])
@@ -151,25 +143,16 @@ class PayerLedger:
 
     def add_account(self, key: str, account: Account, created_ms: int) -> asyncio.Future[None]:
         """Store an account; of its key only the hash is kept."""
-        key_hash = sha256(key.encode())
-        self.accounts[key_hash] = account
-        self._created_ms[key_hash] = created_ms
-        return self.save_account(key_hash)
+        return self.keys.add_account(key, account, created_ms)
 
     def account(self, key: str) -> tuple[bytes, Account] | None:
-        """The account of an API key, with the key's hash."""
-        key_hash = sha256(key.encode())
-        account = self.accounts.get(key_hash)
-        return None if account is None else (key_hash, account)
-
-    def save_account(self, key_hash: bytes) -> asyncio.Future[None]:
-        """Make an account's spending durable."""
-        return self._journal.write([self._account_write(key_hash)])
+        """The account of a valid API key, with its id."""
+        return self.keys.account(key)
 
     def save_channel(self, node: bytes, channel: PayerChannel) -> asyncio.Future[None]:
         """Make a channel durable."""
         self.channels[channel.channel_id] = (node, channel)
-        return self._journal.write([self._channel_write(channel)])
+        return self.journal.write([self._channel_write(channel)])
 
     def save_deposit(
         self, node: bytes, channel: PayerChannel, amount: int, salt: int, sent_s: int
@@ -182,46 +165,32 @@ class PayerLedger:
             "amount": str(amount),
             "sent_s": sent_s,
         }
-        return self._journal.write(
-            [self._channel_write(channel), Write(self._save_deposit, values)]
-        )
+        return self.journal.write([self._channel_write(channel), Write(self._save_deposit, values)])
 
     def deposited_since(self, since_s: int) -> int:
         """Base units of all deposits that were sent since a second of the chain's time."""
         query = select(PAYER_DEPOSITS.c.amount).where(PAYER_DEPOSITS.c.sent_s > since_s)
-        return sum(int(row.amount) for row in self._journal.read(query))
+        return sum(int(row.amount) for row in self.journal.read(query))
 
     def last_used_ms(self) -> dict[bytes, int]:
         """When the last attempt of each channel began."""
         last = func.max(ATTEMPTS.c.started_ms).label("last")
         query = select(ATTEMPTS.c.channel_id, last).group_by(ATTEMPTS.c.channel_id)
-        return {row.channel_id: row.last for row in self._journal.read(query)}
+        return {row.channel_id: row.last for row in self.journal.read(query)}
 
     def save_attempt(
         self,
         record: AttemptRecord,
         channel: PayerChannel | None = None,
-        key_hash: bytes | None = None,
+        account_id: bytes | None = None,
     ) -> asyncio.Future[None]:
         """Make an attempt durable, in one unit with the totals that it changed."""
         writes = [self._attempt_write(record)]
         if channel is not None:
             writes.append(self._channel_write(channel))
-        if key_hash is not None:
-            writes.append(self._account_write(key_hash))
-        return self._journal.write(writes)
-
-    def _account_write(self, key_hash: bytes) -> Write:
-        account = self.accounts[key_hash]
-        limit = account.limit_pico_usd
-        values: dict[str, object] = {
-            "key_hash": key_hash,
-            "name": account.name,
-            "limit_pico_usd": None if limit is None else str(limit),
-            "spent_pico_usd": str(account.spent_pico_usd),
-            "created_ms": self._created_ms[key_hash],
-        }
-        return Write(self._save_account, values, key_hash)
+        if account_id is not None:
+            writes += self.keys.spending(account_id)
+        return self.journal.write(writes)
 
     def _channel_write(self, channel: PayerChannel) -> Write:
         node, _ = self.channels[channel.channel_id]

@@ -64,11 +64,45 @@ PAYEE_ENERGY: Final = Table(
 ACCOUNTS: Final = Table(
     "accounts",
     METADATA,
-    Column("key_hash", LargeBinary, primary_key=True),  # SHA-256 of the API key
+    Column("key_hash", LargeBinary, primary_key=True),  # SHA-256 of its first API key: its id
     Column("name", String(256), nullable=False),
     Column("limit_pico_usd", _AMOUNT, nullable=True),
-    Column("spent_pico_usd", _AMOUNT, nullable=False),
+    Column("spent_pico_usd", _AMOUNT, nullable=False),  # before lanes were counted
     Column("created_ms", BigInteger, nullable=False),
+)
+
+# Keys of accounts: hashes only, and a few characters by which their owner knows them.
+API_KEYS: Final = Table(
+    "api_keys",
+    METADATA,
+    Column("key_hash", LargeBinary, primary_key=True),  # SHA-256
+    Column("account", LargeBinary, nullable=False),
+    Column("shown", String(64), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("revoked_ms", BigInteger, nullable=False),  # 0: valid
+)
+
+# Rules of accounts and teams.
+RULES: Final = Table(
+    "rules",
+    METADATA,
+    Column("owner", LargeBinary, primary_key=True),  # an account's id, or "team:" and a name
+    Column("team", String(256), nullable=False),  # that an account belongs to
+    Column("data", LargeBinary, nullable=False),  # JSON
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+# What accounts and teams spent, by the gateway process that billed it: each writes its own rows.
+SPENDING: Final = Table(
+    "spending",
+    METADATA,
+    Column("owner", LargeBinary, primary_key=True),
+    Column("lane", String(64), primary_key=True),
+    Column("total", _AMOUNT, nullable=False),
+    Column("month", BigInteger, nullable=False),
+    Column("in_month", _AMOUNT, nullable=False),
+    Column("day", BigInteger, nullable=False),
+    Column("on_day", _AMOUNT, nullable=False),
 )
 
 PAYER_CHANNELS: Final = Table(
@@ -99,6 +133,7 @@ ATTEMPTS: Final = Table(
     Column("maximum_units", _AMOUNT, nullable=False),
     Column("charge_pico_usd", _AMOUNT, nullable=False),
     Column("billed_pico_usd", _AMOUNT, nullable=False),
+    Column("fee_pico_usd", _AMOUNT, nullable=False, server_default="0"),
     Column("prompt_units", BigInteger, nullable=False),
     Column("output_units", BigInteger, nullable=False),
     Column("seq", BigInteger, nullable=False),  # of the receipt, 0 while there is none

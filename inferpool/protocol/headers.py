@@ -18,6 +18,7 @@ NODE: Final = b"inferpool-node"
 SIGNATURE: Final = b"inferpool-signature"  # of whoever asks for evidence
 HEDGE: Final = b"inferpool-hedge"  # 1: a small call may be asked of two nodes, and both be paid
 PROVIDER: Final = b"inferpool-provider"  # a client's preferences, where its body has no place
+FEE: Final = b"inferpool-fee-pico-usd"  # the gateway's own, beside the cost
 COST: Final = b"inferpool-cost-pico-usd"
 
 PAYMENT_SIGNATURE: Final = b"payment-signature"

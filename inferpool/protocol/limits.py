@@ -96,6 +96,11 @@ RELAY_SILENCE_S: Final = 30.0
 RELAY_IDLE_S: Final = 60.0  # of a stream: leases come every ten seconds, heartbeats each second
 RELAY_RETRY_MAX_S: Final = 15.0
 
+# Users of a gateway
+KEYS_MAX: Final = 100_000  # API keys of one gateway, and teams: all are in memory
+MODELS_PER_KEY_MAX: Final = 64
+ADMIN_BODY_MAX: Final = 64 * 1024
+
 # Queues
 CONCURRENT_PER_CHANNEL: Final = 64  # below slots + queue of any service: others find a place
 QUEUE_MAX: Final = 64  # calls waiting for a slot of one service

@@ -64,7 +64,10 @@ def unserved(request: HttpRequest, methods: Sequence[str]) -> BadRequest:
 class HttpRequest:
     """One request. Header names are lower case; of repeated ones the first counts."""
 
-    __slots__ = ("_body_read", "_receive", "_send", "client_host", "headers", "method", "path")
+    __slots__ = (
+        "_body_read", "_receive", "_send", "added", "client_host", "headers", "method", "path",
+        "query",
+    )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
@@ -73,6 +76,8 @@ class HttpRequest:
         for name, value in scope["headers"]:
             self.headers.setdefault(name, value)
         self.client_host: str = (scope.get("client") or ("",))[0]
+        self.query: bytes = scope.get("query_string", b"")
+        self.added: Callable[[], Headers] = tuple  # headers of every answer, asked when it begins
         self._receive, self._send = receive, send
         self._body_read = False
 
@@ -167,9 +172,8 @@ class HttpRequest:
     async def answer(self, status: int, body: bytes, headers: Headers = (JSON,)) -> None:
         """A whole answer."""
         length = (b"content-length", str(len(body)).encode())
-        await self._send(
-            {"type": "http.response.start", "status": status, "headers": [*headers, length]}
-        )
+        sent = [*headers, *self.added(), length]
+        await self._send({"type": "http.response.start", "status": status, "headers": sent})
         await self._send({"type": "http.response.body", "body": body})
 
     async def answer_json(
@@ -180,7 +184,8 @@ class HttpRequest:
 
     async def start(self, headers: Headers) -> None:
         """Begin a streamed answer."""
-        await self._send({"type": "http.response.start", "status": 200, "headers": list(headers)})
+        sent = [*headers, *self.added()]
+        await self._send({"type": "http.response.start", "status": 200, "headers": sent})
 
     async def send(self, data: bytes) -> None:
         """One part of a streamed answer; waits while the reader is slow."""

@@ -370,8 +370,9 @@ async def pool(
     register: bool = True,
     start: bool = True,
     window: int = 1,
+    epoch_ms: int = EPOCH_MS,
 ) -> AsyncIterator[Pool]:
-    clock = LoopClock(EPOCH_MS)
+    clock = LoopClock(epoch_ms)
     chain = MemoryChain(lambda: clock.now_ms() // 1000)
     machines = [
         SimNode(f"node-{i}", SEED, url_of(i), clock, chain, Random(i), window) for i in range(nodes)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from inferpool.gateway.admission import Caller
 from inferpool.gateway.app import GatewayApp
-from inferpool.gateway.gateway import Caller
 from inferpool.payments.budget import Account
 from tests.gateway.parts import CHAT, INFER, KEY_HEADER, Pairs, Pool, expected_text, pool
 

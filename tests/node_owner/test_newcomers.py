@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from owner_kit import EPOCH_MS, GATEWAY_URL, NODE_URL, Net, net, until
 
+from inferpool.gateway.admission import Caller
 from inferpool.gateway.canary import ACCOUNT, FAILED_PAUSE_MS, Canaries, one_row
-from inferpool.gateway.gateway import Caller
 from inferpool.gateway.pushes import PushLimit
 from inferpool.payments.budget import Account
 from inferpool.protocol.errors import RateLimited
@@ -39,8 +39,8 @@ async def push(world: Net, body: bytes) -> tuple[int, Any]:
 def canaries(world: Net, most: int = 10**9) -> Canaries:
     caller = Caller(b"canary", Account(ACCOUNT, None))
     ledger = world.gateway.gateway.ledger
-    ledger.accounts[caller.key_hash] = caller.account
-    ledger._created_ms[caller.key_hash] = EPOCH_MS
+    ledger.accounts[caller.account_id] = caller.account
+    ledger.keys.created_ms[caller.account_id] = EPOCH_MS
     return Canaries(world.gateway.gateway, caller, most)
 
 

@@ -1,0 +1,176 @@
+"""Who asks, and what they may: the caller, the hold on its budget, the rules that it must keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from inferpool.gateway.nodes import KnownNode
+from inferpool.gateway.preferences import trust
+from inferpool.gateway.router import Allows, Candidate
+from inferpool.payments.budget import Account
+from inferpool.payments.fees import fee_up
+from inferpool.payments.rates import Header, Rate
+from inferpool.payments.rules import PERCENT, Rules
+from inferpool.protocol.errors import BadRequest, Unauthorized
+from inferpool.protocol.job import Job
+from inferpool.protocol.offer import Service
+from inferpool.protocol.price import maximum_pico_usd
+
+
+class SharedBudgets(Protocol):
+    """Budgets that other gateway processes hold against too."""
+
+    async def read(self, account: Account) -> None:
+        """Learn what the others spent and hold now."""
+        ...
+
+    async def reserve(self, account: Account, pico_usd: int) -> bool:
+        """Reserve in the common book; False where a limit forbids it. Learns as `read`."""
+        ...
+
+    def give_back(self, account: Account) -> None:
+        """Lower what is reserved there to what is held here, soon."""
+        ...
+
+
+@dataclass(slots=True)
+class Caller:
+    """Who asks: an account with its id in the book of keys."""
+
+    account_id: bytes
+    account: Account
+
+    @property
+    def rates(self) -> list[Rate]:
+        """The limits that its requests count against."""
+        team = self.account.team
+        return [self.account.rate] if team is None else [self.account.rate, team.rate]
+
+    @property
+    def rules(self) -> list[Rules]:
+        """The rules that its requests must keep."""
+        return [purse.rules for purse in self.account.purses]
+
+    @contextmanager
+    def admitted(self, now_ms: int) -> Iterator[None]:
+        """While a request of it is served. Raises RateLimited."""
+        rates = self.rates
+        for rate in rates:
+            rate.check(now_ms)
+        for rate in rates:
+            rate.begin()
+        try:
+            yield
+        finally:
+            for rate in rates:
+                rate.end()
+
+    def take_tokens(self, units: int, now_ms: int) -> None:
+        """Count expected tokens, to be corrected at the end. Raises RateLimited."""
+        for rate in self.rates:
+            rate.check_tokens(units, now_ms)
+        self.correct_tokens(units)
+
+    def correct_tokens(self, units: int) -> None:
+        """Count more, or fewer where negative."""
+        for rate in self.rates:
+            rate.tokens.take(units)
+
+    def rate_headers(self, now_ms: int) -> list[Header]:
+        """OpenAI's headers, of the key's own limits, else of its team's."""
+        return next((found for rate in self.rates if (found := rate.headers(now_ms))), [])
+
+    def check_model(self, model: str) -> None:
+        """Whether its rules name this model, or none. Raises Unauthorized(model_refused)."""
+        for rules in self.rules:
+            if rules.models and model not in rules.models:
+                raise Unauthorized(
+                    f"This API key may not use {model!r}; it may use {', '.join(rules.models)}.",
+                    code="model_refused",
+                    param="model",
+                )
+
+    def allows(self, job: Job, now_ms: int) -> Allows | None:
+        """Why a service is ruled out by its rules, "" where it is not; None where nothing is."""
+        strict = [rules for rules in self.rules if _strict(rules)]
+        if not strict:
+            return None
+
+        def why(node: KnownNode, service: Service) -> str:
+            reasons = (_why_not(rules, job, now_ms, node, service) for rules in strict)
+            return next(filter(None, reasons), "")
+
+        return why
+
+
+def both(one: Allows | None, other: Allows | None) -> Allows | None:
+    """What passes the rules of a key and its caller's own preferences."""
+    if one is None or other is None:
+        return one or other
+    return lambda node, service: one(node, service) or other(node, service)
+
+
+def _strict(rules: Rules) -> bool:
+    prices = (
+        rules.max_in_pico_usd_per_unit,
+        rules.max_out_pico_usd_per_unit,
+        rules.max_request_pico_usd,
+    )
+    return bool(rules.min_trust_percent) or any(price is not None for price in prices)
+
+
+def _why_not(rules: Rules, job: Job, now_ms: int, node: KnownNode, service: Service) -> str:
+    most_in, most_out = rules.max_in_pico_usd_per_unit, rules.max_out_pico_usd_per_unit
+    if most_in is not None and service.price_in_pico_usd_per_unit > most_in:
+        return "over the key's price"
+    if most_out is not None and service.price_out_pico_usd_per_unit > most_out:
+        return "over the key's price"
+    if rules.min_trust_percent > PERCENT * trust(node, now_ms):
+        return "under the key's trust"
+    if rules.max_request_pico_usd is not None:
+        try:
+            if maximum_pico_usd(job, service) > rules.max_request_pico_usd:
+                return "over the key's price of a request"
+        except BadRequest:  # no maximum there: the router says so
+            return ""
+    return ""
+
+
+@dataclass(slots=True)
+class Hold:
+    """The budget's reservation for one client request. `complete`: its bill is final."""
+
+    client_id: str
+    caller: Caller
+    candidates: list[Candidate]  # those that the budget covers, in the order to try
+    most_pico_usd: int  # reserved so far: the dearest maximum of those that were tried
+    complete: bool = False
+    manifest: bytes = b""  # of the node that serves it
+    choices: int = 0  # made for it so far
+    units: int = 0  # that settled attempts used
+    fee_bps: int = 0
+    fee_pico_usd: int = 0  # billed so far
+    shared: SharedBudgets | None = field(default=None, repr=False)
+
+    async def covers_too(self, candidate: Candidate) -> bool:
+        """Whether the budget covers this candidate beside the one that is tried."""
+        return await self._more(max(1, candidate.maximum_pico_usd))
+
+    async def covers(self, candidate: Candidate) -> bool:
+        """Whether the budget covers this candidate's maximum too; reserves what is missing."""
+        more = candidate.maximum_pico_usd - self.most_pico_usd
+        if more > 0:
+            if not await self._more(more):
+                return False
+            self.most_pico_usd = candidate.maximum_pico_usd
+        return True
+
+    async def _more(self, more_pico_usd: int) -> bool:
+        most = more_pico_usd + fee_up(more_pico_usd, self.fee_bps)
+        account = self.caller.account
+        if self.shared is not None and not await self.shared.reserve(account, most):
+            return False
+        return account.hold_more(self.client_id.encode(), most)

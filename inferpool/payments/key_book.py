@@ -1,0 +1,264 @@
+"""API keys, their accounts and teams, as they are on disk and in memory.
+
+Of a key only its SHA-256 is kept: 256 random bits need no slow hash. An account's id is the hash
+of its first key, which outlives the key itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import orjson
+from sqlalchemy import select
+
+from inferpool.payments.budget import Account, Purse, Spent, Team
+from inferpool.payments.journal import Journal, Write, upsert
+from inferpool.payments.rules import NO_RULES, Rules
+from inferpool.payments.schema import ACCOUNTS, API_KEYS, RULES, SPENDING
+from inferpool.protocol.encoding import sha256
+from inferpool.protocol.errors import BadRequest
+from inferpool.protocol.limits import KEYS_MAX
+
+_SHOWN_START, _SHOWN_END = 12, 4
+_TEAM = b"team:"
+
+
+@dataclass(slots=True)
+class ApiKey:
+    """One key. `shown` has no more of it than its owner needs to tell it from others."""
+
+    key_hash: bytes
+    account_id: bytes
+    shown: str
+    created_ms: int
+    revoked_ms: int = 0
+
+
+def shown(key: str) -> str:
+    """The few characters of a key that are kept; none of a short one."""
+    if len(key) < 4 * (_SHOWN_START + _SHOWN_END) // 2:
+        return "..."
+    return f"{key[:_SHOWN_START]}...{key[-_SHOWN_END:]}"
+
+
+class KeyBook:
+    """Accounts by id, teams by name, keys by hash. `lane`: whose spending this process writes.
+
+    `share`: how many processes share the rate limits, of which each enforces its part.
+    """
+
+    def __init__(self, journal: Journal, lane: str = "", share: int = 1) -> None:
+        self._journal, self._lane, self._share = journal, lane, share
+        self._save_account = upsert(journal, ACCOUNTS, "key_hash")
+        self._save_key = upsert(journal, API_KEYS, "key_hash")
+        self._save_rules = upsert(journal, RULES, "owner")
+        self._save_spending = upsert(journal, SPENDING, "owner", "lane")
+        self.accounts: dict[bytes, Account] = {}
+        self.created_ms: dict[bytes, int] = {}  # of accounts, and of teams by their owner's name
+        self.teams: dict[str, Team] = {}
+        self.keys: dict[bytes, ApiKey] = {}
+        self.load()
+
+    # -- what is on disk ------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Read what changed on disk, or everything the first time; what is in flight stays."""
+        read = self._journal.read
+        rules = {row.owner: row for row in read(select(RULES))}
+        for owner, row in rules.items():
+            if owner.startswith(_TEAM):
+                name = owner[len(_TEAM) :].decode()
+                team = self.teams.setdefault(name, Team(name, None))
+                self._apply(team, NO_RULES.changed(orjson.loads(row.data)))
+                self.created_ms[owner] = row.created_ms
+        for row in read(select(ACCOUNTS)):
+            limit = None if row.limit_pico_usd is None else int(row.limit_pico_usd)
+            account = self.accounts.get(row.key_hash)
+            if account is None:
+                account = Account(row.name, limit, int(row.spent_pico_usd))
+                self.accounts[row.key_hash] = account
+            self.created_ms[row.key_hash] = row.created_ms
+            found = rules.get(row.key_hash)
+            if found is not None:
+                account.team = self.teams.get(found.team)
+                self._apply(account, NO_RULES.changed(orjson.loads(found.data)))
+        self.keys.update(
+            {
+                row.key_hash: ApiKey(
+                    row.key_hash, row.account, row.shown, row.created_ms, row.revoked_ms
+                )
+                for row in read(select(API_KEYS))
+            }
+        )
+        for key_hash, created_ms in self.created_ms.items():
+            if key_hash in self.accounts and key_hash not in self.keys:  # of an earlier version
+                self.keys[key_hash] = ApiKey(key_hash, key_hash, "...", created_ms)
+        self._load_spending()
+
+    def _load_spending(self) -> None:
+        purses: dict[bytes, Purse] = {**self.accounts}
+        purses |= {_TEAM + name.encode(): team for name, team in self.teams.items()}
+        others: dict[bytes, list[Spent]] = {}
+        for row in self._journal.read(select(SPENDING)):
+            spent = Spent(int(row.total), row.month, int(row.in_month), row.day, int(row.on_day))
+            purse = purses.get(row.owner)
+            if purse is None:
+                continue
+            if row.lane != self._lane:
+                others.setdefault(row.owner, []).append(spent)
+            elif spent.total > purse.own.total:  # at the start; later memory is ahead of the disk
+                purse.own = spent
+        for owner, found in others.items():
+            purses[owner].elsewhere = together(found)
+
+    def _apply(self, purse: Account | Team, rules: Rules) -> None:
+        purse.rules, purse.limit_pico_usd = rules, rules.total_pico_usd
+        purse.rate.set(rules, purse.rate.requests.at_ms, self._share)
+
+    # -- asking ---------------------------------------------------------------------------------
+
+    def account(self, key: str) -> tuple[bytes, Account] | None:
+        """The account of a valid API key, with its id."""
+        found = self.keys.get(sha256(key.encode()))
+        if found is None or found.revoked_ms:
+            return None
+        return found.account_id, self.accounts[found.account_id]
+
+    def knows(self, key: str) -> bool:
+        """Whether a key was ever added, even where it was revoked since."""
+        return sha256(key.encode()) in self.keys
+
+    def named(self, name: str) -> tuple[bytes, Account]:
+        """The account of a name. Raises BadRequest(not_found)."""
+        for account_id, account in self.accounts.items():
+            if account.name == name:
+                return account_id, account
+        raise BadRequest(f"No API key has the name {name[:64]!r}.", code="not_found")
+
+    def keys_of(self, account_id: bytes) -> list[ApiKey]:
+        """An account's keys, oldest first."""
+        mine = [key for key in self.keys.values() if key.account_id == account_id]
+        return sorted(mine, key=lambda key: key.created_ms)
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def add_account(self, key: str, account: Account, created_ms: int) -> asyncio.Future[None]:
+        """Store an account with its first key."""
+        account_id = sha256(key.encode())
+        writes = self._new_key(key, account_id, created_ms)
+        self.accounts[account_id] = account
+        self.created_ms[account_id] = created_ms
+        return self._journal.write([*writes, *self._account_writes(account_id)])
+
+    def add_key(self, key: str, account_id: bytes, created_ms: int) -> asyncio.Future[None]:
+        """One more key of an account."""
+        return self._journal.write(self._new_key(key, account_id, created_ms))
+
+    def _new_key(self, key: str, account_id: bytes, created_ms: int) -> list[Write]:
+        if len(self.keys) >= KEYS_MAX:
+            raise BadRequest(f"There are {KEYS_MAX} keys already, the most that are kept.")
+        key_hash = sha256(key.encode())
+        self.keys[key_hash] = ApiKey(key_hash, account_id, shown(key), created_ms)
+        return [self._key_write(self.keys[key_hash])]
+
+    def revoke(self, account_id: bytes, now_ms: int, keep: bytes = b"") -> asyncio.Future[None]:
+        """No key of an account opens the door any more, but `keep`. Its book stays."""
+        writes = []
+        for key in self.keys_of(account_id):
+            if not key.revoked_ms and key.key_hash != keep:
+                key.revoked_ms = now_ms
+                writes.append(self._key_write(key))
+        return self._journal.write(writes)
+
+    def set_account(
+        self, account_id: bytes, rules: Rules, team: str, now_ms: int
+    ) -> asyncio.Future[None]:
+        """Other rules, or another team."""
+        account = self.accounts[account_id]
+        assert not team or team in self.teams, "the caller has looked"
+        _move(account, self.teams.get(team))
+        account.rate.requests.at_ms = max(account.rate.requests.at_ms, now_ms)
+        self._apply(account, rules)
+        return self._journal.write(self._account_writes(account_id))
+
+    def set_team(self, name: str, rules: Rules, now_ms: int) -> asyncio.Future[None]:
+        """A new team, or other rules of one."""
+        if name not in self.teams and len(self.teams) >= KEYS_MAX:
+            raise BadRequest(f"There are {KEYS_MAX} teams already, the most that are kept.")
+        team = self.teams.setdefault(name, Team(name, None))
+        owner = _TEAM + name.encode()
+        self.created_ms.setdefault(owner, now_ms)
+        self._apply(team, rules)
+        return self._journal.write([self._rules_write(owner, team, "")])
+
+    def spending(self, account_id: bytes) -> list[Write]:
+        """What an account, and its team, spent in this lane."""
+        account = self.accounts[account_id]
+        writes = [self._spending_write(account_id, account.own)]
+        if account.team is not None:
+            owner = _TEAM + account.team.name.encode()
+            writes.append(self._spending_write(owner, account.team.own))
+        return writes
+
+    def _account_writes(self, account_id: bytes) -> list[Write]:
+        account = self.accounts[account_id]
+        limit = account.limit_pico_usd
+        values: dict[str, object] = {
+            "key_hash": account_id,
+            "name": account.name,
+            "limit_pico_usd": None if limit is None else str(limit),
+            "spent_pico_usd": str(account.before_pico_usd),
+            "created_ms": self.created_ms[account_id],
+        }
+        team = account.team.name if account.team is not None else ""
+        rules = self._rules_write(account_id, account, team)
+        return [Write(self._save_account, values), rules]
+
+    def _rules_write(self, owner: bytes, purse: Purse, team: str) -> Write:
+        values: dict[str, object] = {
+            "owner": owner,
+            "team": team,
+            "data": orjson.dumps(purse.rules.to_wire()),
+            "created_ms": self.created_ms[owner],
+        }
+        return Write(self._save_rules, values)
+
+    def _key_write(self, key: ApiKey) -> Write:
+        values: dict[str, object] = {
+            "key_hash": key.key_hash,
+            "account": key.account_id,
+            "shown": key.shown,
+            "created_ms": key.created_ms,
+            "revoked_ms": key.revoked_ms,
+        }
+        return Write(self._save_key, values)
+
+    def _spending_write(self, owner: bytes, spent: Spent) -> Write:
+        values: dict[str, object] = {
+            "owner": owner,
+            "lane": self._lane,
+            "total": str(spent.total),
+            "month": spent.month,
+            "in_month": str(spent.in_month),
+            "day": spent.day,
+            "on_day": str(spent.on_day),
+        }
+        return Write(self._save_spending, values)
+
+
+def together(found: list[Spent]) -> Spent:
+    """Several lanes' spending as one, on the last day that any of them names."""
+    last = Spent(day=max(item.day for item in found), month=max(item.month for item in found))
+    for item in found:
+        last.plus(item)
+    return last
+
+
+def _move(account: Account, team: Team | None) -> None:
+    """Change the team; what is held now moves along, what was spent stays with the old one."""
+    if account.team is not None:
+        account.team.held_pico_usd -= account.held_pico_usd
+    if team is not None:
+        team.held_pico_usd += account.held_pico_usd
+    account.team = team
