@@ -42,6 +42,7 @@ class Caller:
 
     account_id: bytes
     account: Account
+    client_ids: list[str] = field(default_factory=list)  # of its request, once it is held
 
     @property
     def rates(self) -> list[Rate]:

@@ -34,6 +34,7 @@ from inferpool.gateway.control import CONTROL, CapitalControls
 from inferpool.gateway.gateway import Gateway
 from inferpool.gateway.pushes import PushedOffers
 from inferpool.gateway.quote import quote
+from inferpool.gateway.replay import Replays
 from inferpool.gateway.status import explained, model_object, status
 from inferpool.metrics import CONTENT_TYPE
 from inferpool.payments.access import Access
@@ -72,6 +73,7 @@ class GatewayApp:
         self._gateway, self._anyone, self._controls = gateway, anyone, controls
         self._token = control_token.encode()
         access = Access(gateway.ledger.keys, gateway.clock.now_ms, gateway.random)
+        self._replays = Replays(gateway.clock, gateway.forgive)
         self._admin = Admin(access, gateway.ledger.journal)
         self._paid: dict[str, tuple[int, Serve]] = {
             "/v1/chat/completions": (limits.BODY_CHAT_MAX, gateway.chat),
@@ -118,8 +120,13 @@ class GatewayApp:
         if method == "POST" and path in self._paid:
             caller = self._caller(request)
             limit, serve = self._paid[path]
-            with self._admitted(request, caller):
-                await serve(request, await request.body(limit), caller)
+            body = await request.body(limit)
+
+            async def work(through: HttpRequest) -> None:
+                with self._admitted(through, caller):
+                    await serve(through, body, caller)
+
+            await self._replays.serve(request, body, caller, work)
         elif path.startswith("/v2/models/"):
             await self._model(request)
         elif (method, path) in self._plain:
@@ -171,7 +178,7 @@ class GatewayApp:
         if found is not None:
             return Caller(*found)
         if self._anyone is not None and request.is_local():
-            return self._anyone
+            return Caller(self._anyone.account_id, self._anyone.account)
         raise Unauthorized(
             "The API key is unknown; send Authorization: Bearer KEY."
             if key
@@ -184,9 +191,13 @@ class GatewayApp:
         rest = parts[3:] if parts[1:2] == ["versions"] else parts[1:]
         if request.method == "POST" and rest == ["infer"]:
             caller = self._caller(request)
-            with self._admitted(request, caller):
-                body = await request.body(limits.BODY_TENSOR_MAX)
-                await self._gateway.infer(request, name, body, caller)
+            body = await request.body(limits.BODY_TENSOR_MAX)
+
+            async def work(through: HttpRequest) -> None:
+                with self._admitted(through, caller):
+                    await self._gateway.infer(through, name, body, caller)
+
+            await self._replays.serve(request, body, caller, work)
         elif request.method == "GET" and rest in ([], ["ready"]):
             await self._proxy(request, name, "/".join(["", *rest]))
         else:

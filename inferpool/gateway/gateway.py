@@ -52,6 +52,7 @@ from inferpool.transport.asgi import EVENT_STREAM, HttpRequest, stop_task
 
 _LOG = logging.getLogger("inferpool.gateway")
 _SEED_BYTES: Final = 4
+FORGIVE_S: Final = 600.0  # longer than a late receipt is asked for
 
 
 @dataclass(slots=True)
@@ -288,6 +289,7 @@ class Gateway:
             self.release(caller, client_id)
             raise
         self.note(hold, route)
+        caller.client_ids.append(client_id)
         self.flights.serving.add(client_id)
         try:
             yield hold
@@ -335,6 +337,20 @@ class Gateway:
         account.spend(hold.client_id.encode(), billed_pico_usd + record.fee_pico_usd)
         self.metrics.settled(record)
         await self.flights.save(flight, hold.caller.account_id)
+
+    async def forgive(self, caller: Caller, client_ids: list[str]) -> None:
+        """Bill nothing for requests whose caller was told nothing: what they cost is our own."""
+        serving = self.flights.serving
+        for client_id in client_ids:
+            serving.add(client_id)  # a receipt that comes late is nobody's bill
+            asyncio.get_running_loop().call_later(FORGIVE_S, serving.discard, client_id)
+            await self.ledger.settled()
+            for record in self.ledger.attempts_of(client_id):
+                billed = record.billed_pico_usd + record.fee_pico_usd
+                if billed:
+                    caller.account.refund(billed)
+                    record.billed_pico_usd = record.fee_pico_usd = 0
+                    await self.ledger.save_attempt(record, None, caller.account_id)
 
     def seed(self, seed: int | None) -> int:
         """The caller's seed, or one drawn for it."""

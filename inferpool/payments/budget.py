@@ -209,6 +209,14 @@ class Account(Purse):
             self.held[request_id] = rest
             self._held(rest - held)
 
+    def refund(self, billed_pico_usd: int) -> None:
+        """Take back what was spent."""
+        for purse in self.purses:
+            own = purse.own
+            own.total -= billed_pico_usd
+            own.in_month = max(0, own.in_month - billed_pico_usd)
+            own.on_day = max(0, own.on_day - billed_pico_usd)
+
     def _held(self, more_pico_usd: int) -> None:
         for purse in self.purses:
             purse.held_pico_usd += more_pico_usd

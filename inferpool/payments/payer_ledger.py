@@ -213,6 +213,10 @@ class PayerLedger:
         values["state"] = record.state.value
         return Write(self._save_attempt, values)
 
+    async def settled(self) -> None:
+        """Wait until everything that was written so far is on disk."""
+        await self.journal.write([])
+
     def attempt(self, request_id: bytes) -> AttemptRecord | None:
         """One attempt as it is on disk."""
         found = self._records(select(ATTEMPTS).where(ATTEMPTS.c.request_id == request_id))

@@ -26,3 +26,7 @@ PAYMENT_REQUIRED: Final = b"payment-required"
 PAYMENT_RESPONSE: Final = b"payment-response"
 
 INFERENCE_HEADER_LENGTH: Final = b"inference-header-content-length"
+
+IDEMPOTENCY_KEY: Final = b"idempotency-key"
+SDK_RETRY_COUNT: Final = b"x-stainless-retry-count"  # of OpenAI's SDKs; 0 on a first try
+REPLAYED: Final = b"inferpool-replayed"  # 1: this answer was paid for before

@@ -100,6 +100,11 @@ RELAY_RETRY_MAX_S: Final = 15.0
 KEYS_MAX: Final = 100_000  # API keys of one gateway, and teams: all are in memory
 MODELS_PER_KEY_MAX: Final = 64
 ADMIN_BODY_MAX: Final = 64 * 1024
+REPLAY_MS: Final = 120_000  # an SDK tries again within seconds
+REPLAY_BYTES_MAX: Final = 64 * 1024 * 1024  # of answers that may be asked for again
+REPLAY_ONE_BYTES_MAX: Final = 16 * 1024 * 1024
+REPLAYS_MAX: Final = 20_000
+RETRIES_FORGIVEN_MAX: Final = 2  # OpenAI's SDK tries twice more
 
 # Queues
 CONCURRENT_PER_CHANNEL: Final = 64  # below slots + queue of any service: others find a place

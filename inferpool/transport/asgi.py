@@ -81,6 +81,16 @@ class HttpRequest:
         self._receive, self._send = receive, send
         self._body_read = False
 
+    def through(
+        self, receiving: Callable[[Receive], Receive], sending: Callable[[Send], Send]
+    ) -> None:
+        """Put something between the caller and what is received and sent from now on."""
+        self._receive, self._send = receiving(self._receive), sending(self._send)
+
+    async def pass_on(self, message: Message) -> None:
+        """Send a message of ASGI as it is."""
+        await self._send(message)
+
     def is_local(self) -> bool:
         """Whether a program of this machine calls, for itself.
 
