@@ -124,14 +124,14 @@ class TextRun:
         if self.delivered.text:
             manifest = self.hold.manifest
             able = [c for c in candidates if c.service.resume and c.service.manifest == manifest]
-            found = None if self.parsed.stop else self._pick(able, tried, last)
+            found = None if self.parsed.stop else await self._pick(able, tried, last)
             if found is not None or self.answer.started:
                 return found
             self.delivered.forget()
             self.answer.forget()
-        return self._pick(candidates, tried, last)
+        return await self._pick(candidates, tried, last)
 
-    def _pick(
+    async def _pick(
         self,
         candidates: list[Candidate],
         tried: set[tuple[bytes, bytes]],
