@@ -22,7 +22,7 @@ from inferpool.node.speed import measure_engine
 from inferpool.protocol.errors import BadRequest, Unavailable
 
 pytestmark = pytest.mark.timeout(60)
-CLIP = Path(__file__).parents[1] / "node_api" / "data" / "ill-disposed.wav"
+CLIP = Path(catalogue.__file__).parent / "data" / "speech" / "sense-0880.wav"
 
 ABI = sandbox.landlock_abi()
 Work = Callable[[Any], Coroutine[Any, Any, Any]]
