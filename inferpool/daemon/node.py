@@ -72,8 +72,7 @@ async def load_services(
         per_unit(price)  # a mistake is told before anything is fetched, whatever is served
     prices_of(config)
     hosted = []
-    for name in config.models:
-        manifest = load_manifest(name, config)
+    for manifest in served(config):
         await asyncio.to_thread(
             pull_model, store, manifest, prefer=preferred(), on_progress=on_progress
         )
@@ -88,6 +87,17 @@ async def load_services(
             await engine.close()
         raise
     return Services(hosted)
+
+
+def served(config: NodeConfig) -> list[Manifest]:
+    """The manifests of `node.models`. Raises Refused for one that is named twice, by name or id:
+    an offer with it would be taken by nobody."""
+    found = [load_manifest(name, config) for name in config.models]
+    for at, manifest in enumerate(found):
+        if manifest in found[:at]:
+            message = f"node.models names {manifest.name} twice; take one out"
+            raise Refused(message, code="bad_config", param="node.models")
+    return found
 
 
 def terms_of(config: Config, chain: EvmChain, payee: bytes, authorizer: bytes) -> Terms:

@@ -10,6 +10,7 @@ import pytest
 
 from inferpool.config import NodeConfig
 from inferpool.daemon.engines import load_manifest, upstream_of
+from inferpool.daemon.node import served
 from inferpool.engines.base import Progress, Sampling, Tensor, TextCall, TextChunk
 from inferpool.engines.oip import OipEngine
 from inferpool.engines.openai import OpenAiEngine
@@ -249,3 +250,10 @@ def test_a_folder_of_manifests_that_is_none() -> None:
     with pytest.raises(Refused, match=r"node\.manifests"):
         load_manifest("spam", NodeConfig(manifests="/nowhere/at/all"))
     assert load_manifest("spam", NodeConfig()).name == "spam"
+
+
+def test_a_model_is_named_once() -> None:
+    twice = ("spam", "fake-chat", load_manifest("spam", NodeConfig()).id)
+    with pytest.raises(Refused, match="spam twice"):
+        served(NodeConfig(models=twice))
+    assert [item.name for item in served(NodeConfig(models=twice[:2]))] == ["spam", "fake-chat"]
