@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -321,7 +321,9 @@ def _scorers(models: Sequence[str]) -> Iterator[tuple[Any, Any]]:
     from inferpool.recipes.kit.pool import open_pool
     from inferpool.recipes.kit.scorer import EngineScorer
 
-    with EngineScorer() as engine, open_pool(models) as pool:
+    # A recipe that asks nothing of a pool, such as `driving`, starts none.
+    opened = open_pool(models) if models else nullcontext()
+    with EngineScorer() as engine, opened as pool:
         yield pool, engine
 
 

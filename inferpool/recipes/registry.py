@@ -21,6 +21,7 @@ NAMES: Final = (
     "transcribe",
     "support",
     "images",
+    "driving",
 )
 
 
