@@ -55,6 +55,7 @@ from inferpool.identity.signing import Key
 from inferpool.payments.payer import PayerChannel
 from inferpool.payments.x402 import payment_signature
 from inferpool.protocol.encoding import from_hex, to_checksum, to_hex
+from inferpool.protocol.offer import Terms
 from inferpool.protocol.voucher import ChannelConfig as OurConfig
 
 NETWORK = f"eip155:{DEV_CHAIN_ID}"
@@ -176,8 +177,18 @@ def paid_by_us(
 ) -> PaymentPayload:
     """Our header for one request on the SDK server's terms, as the SDK reads it."""
     voucher = channel.authorise(request_id, PRICE, authorizer)
-    accepted = terms.model_dump(by_alias=True, exclude_none=True)
-    header = payment_signature(channel.config.to_wire(), voucher, accepted)
+    ours = Terms(
+        chain_id=DEV_CHAIN_ID,
+        asset=channel.config.token,
+        asset_name=terms.extra["name"],
+        asset_version=terms.extra["version"],
+        asset_decimals=6,
+        payee=channel.config.receiver,
+        receiver_authorizer=channel.config.receiver_authorizer,
+        min_deposit=int(terms.extra["minDeposit"]),
+        withdraw_delay_s=channel.config.withdraw_delay_s,
+    )
+    header = payment_signature(channel.config, voucher, ours, PRICE)
     found: PaymentPayload = decode_payment_signature_header(header.decode())
     return found
 
