@@ -224,17 +224,25 @@ class Running:
         )
         return {row[0]: (row[1], int(row[2])) for row in rows(self.home.ledger("gateway"), query)}
 
-    def books_agree(self) -> int:
-        """Wait until both ledgers hold the same receipts; returns their sum in pico-USD."""
+    def books_agree(self, *, others: bool = False) -> int:
+        """Wait until both ledgers hold the same receipts; returns their sum in pico-USD.
 
-        def look() -> bool:
-            return self.node_book() == self.gateway_book()
+        `others`: other payers may have channels at the node too; only the gateway's are looked at.
+        """
+        query = "SELECT channel_id, total_pico_usd FROM {}"
+        paid = dict(rows(self.home.ledger("gateway"), query.format("payer_channels")))
 
-        until("both ledgers hold the same receipts", look)
-        total = sum(charge for _, charge in self.node_book().values())
-        for role, table in (("node", "payee_channels"), ("gateway", "payer_channels")):
-            found = rows(self.home.ledger(role), f"SELECT total_pico_usd FROM {table}")
-            assert sum(int(row[0]) for row in found) == total, table
+        def node_book() -> dict[bytes, tuple[bytes, int]]:
+            book = self.node_book()
+            return {k: v for k, v in book.items() if v[0] in paid} if others else book
+
+        until("both ledgers hold the same receipts", lambda: node_book() == self.gateway_book())
+        total = sum(charge for _, charge in node_book().values())
+        earned = dict(rows(self.home.ledger("node"), query.format("payee_channels")))
+        paid = dict(rows(self.home.ledger("gateway"), query.format("payer_channels")))
+        if others:
+            earned = {channel: earned[channel] for channel in paid}
+        assert sum(map(int, earned.values())) == sum(map(int, paid.values())) == total
         return total
 
 
