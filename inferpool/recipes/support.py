@@ -21,6 +21,7 @@ import numpy as np
 from inferpool.recipes.kit.data import MODELS, Array
 from inferpool.recipes.kit.metrics import accuracy, figure
 from inferpool.recipes.kit.pool import PoolScorer
+from inferpool.recipes.kit.running import AGREE
 from inferpool.recipes.kit.use import Meter, Progress, Use, in_process, result
 
 EMBEDDER: Final = "all-minilm-l6-v2"
@@ -198,7 +199,9 @@ def play(pool: PoolScorer, small: bool, progress: Progress) -> list[dict[str, An
     )
     question = "Which passage of the manual answers this?"
     apart = _difference(asked, vectors[:count])
-    return [result(EMBEDDER, question, count, figures, apart, meter, sections, limits)]
+    return [
+        result(EMBEDDER, question, count, figures, apart, meter, sections, limits, tolerance=AGREE)
+    ]
 
 
 def _difference(asked: Sequence[str], vectors: Array) -> float:

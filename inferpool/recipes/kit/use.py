@@ -114,11 +114,13 @@ def result(
     meter: Meter,
     sections: Sequence[dict[str, Any]] = (),
     limits: Sequence[str] = (),
+    *,
+    tolerance: float = 0.0,
 ) -> dict[str, Any]:
     """A result as reports and the command line read it.
 
-    `difference`: 0 where every answer equals that of the engine in this process, else the share
-    of answers that do not.
+    `difference` to the engine in this process: the share of answers that are not equal, or the
+    greatest difference of a number, which `tolerance` allows.
     """
     service = {
         "title": "Latency and cost",
@@ -133,7 +135,7 @@ def result(
         "n": count,
         "figures": [asdict(item) | {"reached": item.reached} for item in figures],
         "difference_to_engine": difference,
-        "agrees": difference == 0.0,
+        "agrees": difference <= tolerance,
         "sections": [*sections, service],
         "limits": list(limits),
     }
