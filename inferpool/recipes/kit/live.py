@@ -19,7 +19,7 @@ import numpy as np
 
 from inferpool.recipes.kit.case import Case
 from inferpool.recipes.kit.data import Array, Sample
-from inferpool.recipes.kit.pool import own_pool
+from inferpool.recipes.kit.pool import LocalPool, own_pool
 from inferpool.recipes.kit.scorer import Scorer, difference
 
 WORKERS: Final = 4
@@ -84,7 +84,7 @@ def rehearse(case: Case, rows: Array, engine: Scorer) -> dict[str, Any]:
     """
     chosen = rows[np.linspace(0, len(rows) - 1, _REHEARSED).astype(int)]
     served: list[Served] = []
-    with own_pool([case.model], nodes=2) as pool, _asking(pool.client, case) as ask:
+    with own_pool([case.model], nodes=2) as pool, _asking(pool, case) as ask:
         stream = Stream(ask, lambda row: engine.infer(case.model, case.input, row), _PATIENCE_S)
         try:
             for answer in stream.serve(chosen):
@@ -118,13 +118,14 @@ def rehearse(case: Case, rows: Array, engine: Scorer) -> dict[str, Any]:
 
 
 @contextmanager
-def _asking(open_client: Callable[[float], Any], case: Case) -> Iterator[Ask]:
-    """`infer` for many threads: a client is made in each."""
+def _asking(pool: LocalPool, case: Case) -> Iterator[Ask]:
+    """`infer` for many threads: a client is made in each. The node that will be killed is wanted
+    first, so that it is in the middle of something."""
     mine, opened = threading.local(), []
 
     def ask(row: Array) -> Sample:
         if not hasattr(mine, "client"):
-            mine.client = open_client(_PATIENCE_S)
+            mine.client = pool.client(_PATIENCE_S, pool.node)
             opened.append(mine.client)
         found: Sample = mine.client.infer(case.model, case.input, row)
         return found

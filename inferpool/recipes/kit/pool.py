@@ -36,7 +36,9 @@ class PoolScorer:
 
     name = "pool"
 
-    def __init__(self, url: str, home: Home, timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str, home: Home, timeout_s: float = _TIMEOUT_S, first: str = ""
+    ) -> None:
         import tritonclient.http as triton
 
         self._url, self._home = url, home
@@ -44,6 +46,9 @@ class PoolScorer:
             "Authorization": f"Bearer {home.secret('api-key')}",
             "Inferpool-Receipts": "signed",  # each by itself: a decision's audit stands alone
         }
+        if first:  # the address of a node to ask before all others
+            wanted = {"provider": {"order": [first]}}
+            self._headers["Inferpool-Provider"] = orjson.dumps(wanted).decode()
         self._client = triton.InferenceServerClient(
             url.removeprefix("http://"), network_timeout=timeout_s
         )
@@ -115,16 +120,21 @@ class LocalPool:
         """The gateway's."""
         return self.first.running["gateway"].url
 
-    def client(self, timeout_s: float = _TIMEOUT_S) -> PoolScorer:
-        """A client; one for each thread."""
-        return PoolScorer(self.url, self.first.home, timeout_s)
+    def client(self, timeout_s: float = _TIMEOUT_S, first: str = "") -> PoolScorer:
+        """A client; one for each thread. `first`: the node that it wants before all others."""
+        return PoolScorer(self.url, self.first.home, timeout_s, first)
+
+    @property
+    def node(self) -> str:
+        """The address of the first node, which `kill_node` kills."""
+        return str(self.first.running["node"].facts["node"])
 
     def kill_node(self) -> str:
         """End the first node as a power cut would; returns its address."""
         node = self.first.running["node"]
         node.process.kill()
         node.process.wait()
-        return str(node.facts["node"])
+        return self.node
 
 
 @contextmanager
