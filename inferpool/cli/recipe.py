@@ -241,12 +241,14 @@ def decide(
 
 
 def _print_decision(item: dict[str, Any]) -> None:
+    by = f"node {item['node'][:14]}" if not item["late"] else "this process, as the pool was late,"
+    again = "bit for bit" if item["bitwise"] else "the same" if item["replayed"] else "DIFFERENT"
     OUT.print(
         f"[bold]{item['source']}[/]: [bold]{item['verdict']}[/] (score {item['score']:.4g})\n"
         f"  because of: {item['why'] or 'nothing in particular'}\n"
         f"  stayed here: {', '.join(item['left_out']) or 'nothing; none was found'}"
-        f"\n  by node {item['node'][:14]} for {item['charge_pico_usd']} pico-USD; made again here:"
-        f" {'bit for bit' if item['bitwise'] else 'the same' if item['replayed'] else 'DIFFERENT'}"
+        f"\n  after {item['ms']:.0f} ms by {by} for {item['charge_pico_usd']} pico-USD;"
+        f" made again here: {again}"
     )
     if item["report"]:
         OUT.print(f"  DICOM SR: {item['report']}", markup=False)
@@ -398,10 +400,11 @@ def _print_service(case: dict[str, Any]) -> None:
         )
     same = sum(item["replayed"] for item in case["decisions"])
     bits = sum(item["bitwise"] for item in case["decisions"])
-    again = case["drift"]["rehearsal"]
+    again, wait = case["drift"]["rehearsal"], case["waiting"]
     OUT.print(
         f"  1,000 decisions {case['cost']['per_1000_decisions']}; {same} of"
         f" {len(case['decisions'])} audits replay the same, {bits} bit for bit\n"
+        f"  late for {wait['deadline_ms']:g} ms, decided here: {wait['late']} of {wait['n']}\n"
         f"  drift: {case['drift']['alarms']} alarms; rehearsal on {again['shifted']}: PSI"
         f" {again['psi']:.2f}, {'alarm' if again['alarm'] else 'NO ALARM'}"
     )

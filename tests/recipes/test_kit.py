@@ -69,7 +69,7 @@ def test_heldout_is_written_and_read_back(tmp_path: Path) -> None:
 def _decision(engine: EngineScorer) -> dict[str, object]:
     row = data.heldout("churn")[X][:1]
     outputs = engine.infer("churn", X, row)
-    answer = engine.told("churn", [outputs])[0]
+    answer = engine.told("churn", X, [row], [outputs])[0]
     score = float(scores_of(CHURN, outputs)[0])
     return audit.record("crm", "churn", X, row, answer, score, "leave alone", [], 1)
 
@@ -93,7 +93,7 @@ def test_an_altered_decision_is_refused(engine: EngineScorer, part: str) -> None
 
 def test_another_answer_is_not_the_same(engine: EngineScorer) -> None:
     row = data.heldout("churn")[X][:1]
-    answer = engine.told("churn", [engine.infer("churn", X, row)])[0]
+    answer = engine.told("churn", X, [row], [engine.infer("churn", X, row)])[0]
     moved = replace(answer, outputs={"probability": answer.outputs["probability"] + 1e-3})
     decision = audit.record("crm", "churn", X, row, moved, 0.5, "", [], 1)
     assert not audit.replay(decision, engine).same

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from inferpool.recipes import fraud_desk, registry
+from inferpool.recipes.kit.case import X
 from inferpool.recipes.kit.data import Array, Sample, heldout
+from inferpool.recipes.kit.deciding import Decision, Desk, waiting
 from inferpool.recipes.kit.ledger import COMPLAINT, REVIEW, Ledger
 from inferpool.recipes.kit.live import Stream, rehearse
-from inferpool.recipes.kit.scorer import EngineScorer
+from inferpool.recipes.kit.scorer import Answer, EngineScorer
+from inferpool.recipes.kit.take import Taken
 
 ROWS = np.arange(12, dtype=np.float32).reshape(-1, 1)
 
@@ -22,10 +27,8 @@ def doubled(row: Array) -> Sample:
 
 
 def served(stream: Stream) -> list[tuple[float, bool]]:
-    try:
+    with stream:
         return [(float(item.outputs["y"][0, 0]), item.local) for item in stream.serve(ROWS)]
-    finally:
-        stream.close()
 
 
 def test_answers_come_in_order() -> None:
@@ -55,6 +58,58 @@ def test_what_fails_is_answered_here() -> None:
         raise ConnectionError("gone")
 
     assert served(Stream(ask, doubled, 30.0)) == [(2.0 * i, True) for i in range(12)]
+
+
+class Hanging:
+    """A pool that answers the first cases, and the others only when all were decided without it."""
+
+    name = "pool"
+
+    def __init__(self, engine: EngineScorer, answers: int) -> None:
+        self.engine, self.left, self.nobody_waits = engine, answers, threading.Event()
+
+    def infer(self, model: str, name: str, rows: Array) -> Sample:
+        self.left -= 1
+        if self.left < 0:
+            assert self.nobody_waits.wait(30)
+        return self.engine.infer(model, name, rows)
+
+    def told(
+        self, model: str, name: str, rows: Sequence[Array], answers: Sequence[Sample]
+    ) -> list[Answer]:
+        return [replace(a, node="0x1") for a in self.engine.told(model, name, rows, answers)]
+
+
+class Here(Hanging):
+    """The engine of this process, that lets the pool go once it has decided so many cases."""
+
+    def __init__(self, engine: EngineScorer, pool: Hanging, decides: int) -> None:
+        super().__init__(engine, decides)
+        self.pool = pool
+
+    def infer(self, model: str, name: str, rows: Array) -> Sample:
+        self.left -= 1
+        if self.left <= 0:
+            self.pool.nobody_waits.set()
+        return self.engine.infer(model, name, rows)
+
+    def told(
+        self, model: str, name: str, rows: Sequence[Array], answers: Sequence[Sample]
+    ) -> list[Answer]:
+        return self.engine.told(model, name, rows, answers)
+
+
+def test_a_late_decision_is_taken_here_and_counted(engine: EngineScorer, tmp_path: Path) -> None:
+    case = replace(registry.load("crm").cases[0], deadline_s=3.0)
+    sample, pool = heldout(case.model), Hanging(engine, 2)
+    engine.infer(case.model, X, sample[X][:1])  # loaded
+    desk = Desk(registry.load("crm"), case, pool, Here(engine, pool, 3), tmp_path)
+    told: list[Decision] = []
+    desk.decide([Taken(sample[X][i : i + 1], {}) for i in range(5)], sample, told.append)
+    assert [item.late for item in told] == [False, False, True, True, True]
+    assert [item.node for item in told] == ["0x1", "0x1", *["this process"] * 3]
+    assert all(item.bitwise for item in told)
+    assert waiting(case, told)["late"] == 3
 
 
 @pytest.mark.timeout(180)  # five processes start, on a machine that may be busy

@@ -24,7 +24,7 @@ from inferpool.protocol.encoding import from_hex
 from inferpool.protocol.errors import Refused
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.recipes.kit.data import Array, Sample
-from inferpool.recipes.kit.scorer import Answer, Scorer, difference, request_body
+from inferpool.recipes.kit.scorer import Answer, Scorer, difference, request_hash
 
 VERSION: Final = 1
 OTHER_CLASS: Final = 2e-6  # relative, between two builds of one engine (design D6)
@@ -114,7 +114,7 @@ def replay(decision: dict[str, Any], scorer: Scorer) -> Replay:
     _check(decision, given)
     row = to_numpy(given)
     now = scorer.infer(decision["model"], given.name, row)
-    told = scorer.told(decision["model"], [now])[0]
+    told = scorer.told(decision["model"], given.name, [row], [now])[0]
     bitwise = _bytes(then) == _bytes(now)
     gap = difference(now, then)
     same_class = told.engine_class == decision["class"]
@@ -129,7 +129,7 @@ def proven(decision: dict[str, Any], name: str, row: Array) -> tuple[bool | None
     if wire is None:
         return None, None
     found = SignedReceipt.from_wire(wire)
-    about_this = hashlib.sha256(request_body(name, row)).digest() == found.receipt.request_hash
+    about_this = request_hash(name, row) == found.receipt.request_hash
     if decision.get("chain_id") is None:
         return None, about_this
     try:

@@ -14,6 +14,7 @@ from inferpool.protocol.units import format_usd
 from inferpool.recipes.kit import audit
 from inferpool.recipes.kit.case import Case, Recipe, scores_of
 from inferpool.recipes.kit.data import Array, Sample
+from inferpool.recipes.kit.live import Served, stream_of
 from inferpool.recipes.kit.reasons import reasons
 from inferpool.recipes.kit.scorer import Answer, Scorer
 from inferpool.recipes.kit.take import Taken
@@ -23,7 +24,10 @@ _PICO: Final = 10**12
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One decision as it is shown; `file` is its audit record, `left_out` what stayed here."""
+    """One decision as it is shown; `file` is its audit record, `left_out` what stayed here.
+
+    `late`: the pool was not there in time, so this process decided, after `ms` in all.
+    """
 
     case: str
     score: float
@@ -37,6 +41,8 @@ class Decision:
     left_out: tuple[str, ...]
     signed: bool | None
     about_this: bool | None
+    late: bool
+    ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +61,42 @@ class Desk:
         sample: Sample,
         tell: Callable[[Decision], None] = lambda decision: None,
     ) -> tuple[list[Decision], list[dict[str, Any]], list[Answer]]:
-        """Decide at most `TOLD_MAX` cases; decisions, their audit records, and who answered."""
-        case = self.case
-        answers: list[Sample] = []
+        """Decide at most `TOLD_MAX` cases, each within the case's deadline: this process decides
+        what the pool is late for. Decisions, their audit records, and who answered."""
+        served: list[Served] = []
         times_ms = []
-        for item in taken:
-            answers.append(self.scorer.infer(case.model, case.input, item.row))
-            times_ms.append(time.time_ns() // 1_000_000)
-        told = self.scorer.told(case.model, answers)
+        rows = np.concatenate([item.row for item in taken])
+        with stream_of(self.case, self.scorer, self.engine, self.case.deadline_s) as stream:
+            for found in stream.serve(rows):
+                served.append(found)
+                times_ms.append(time.time_ns() // 1_000_000)
+        told = self._told(rows, served)
         shown, records = [], []
-        for item, answer, time_ms in zip(taken, told, times_ms, strict=True):
-            decision, record = self._record(item, answer, time_ms, sample)
+        for item, answer, by, time_ms in zip(taken, told, served, times_ms, strict=True):
+            decision, record = self._record(item, answer, by, time_ms, sample)
             tell(decision)
             shown.append(decision)
             records.append(record)
         return shown, records, told
 
+    def _told(self, rows: Array, served: Sequence[Served]) -> list[Answer]:
+        """Who decided: nodes with their receipts, or this process."""
+        found: dict[int, Answer] = {}
+        for here, scorer in ((False, self.scorer), (True, self.engine)):
+            chosen = [i for i, by in enumerate(served) if by.local is here]
+            if not chosen:
+                continue
+            told = scorer.told(
+                self.case.model,
+                self.case.input,
+                [rows[i : i + 1] for i in chosen],
+                [served[i].outputs for i in chosen],
+            )
+            found |= dict(zip(chosen, told, strict=True))
+        return [found[i] for i in range(len(served))]
+
     def _record(
-        self, item: Taken, answer: Answer, time_ms: int, sample: Sample
+        self, item: Taken, answer: Answer, by: Served, time_ms: int, sample: Sample
     ) -> tuple[Decision, dict[str, Any]]:
         case, left_out = self.case, tuple(item.identifiers)
         score = float(scores_of(case, answer.outputs)[0])
@@ -87,7 +111,8 @@ class Desk:
         words = ", ".join(f"{reason.field} {reason.effect:+.3g}" for reason in why[:3])
         decision = Decision(
             case.model, score, verdict, words, answer.node, charge(answer), again.same,
-            again.bitwise, path.name, left_out, again.signed, again.about_this,
+            again.bitwise, path.name, left_out, again.signed, again.about_this, by.local,
+            round(by.ms, 1),
         )  # fmt: skip
         return decision, record
 
@@ -104,6 +129,16 @@ def verdict_of(case: Case, sample: Sample, score: float) -> str:
 def charge(answer: Answer) -> int:
     """What the answer cost, in pico-USD; 0 where nobody was paid."""
     return int(answer.receipt["receipt"]["chargePico"]) if answer.receipt else 0
+
+
+def waiting(case: Case, decisions: Sequence[Decision]) -> dict[str, Any]:
+    """How long the decisions took, and how many this process took for a late pool."""
+    return {
+        "deadline_ms": 1000 * case.deadline_s,
+        "n": len(decisions),
+        "late": sum(decision.late for decision in decisions),
+        "slowest_ms": max(decision.ms for decision in decisions),
+    }
 
 
 def cost(told: Sequence[Answer]) -> dict[str, Any]:

@@ -5,21 +5,19 @@ No case is lost: what the pool does not answer in time, or refuses, the same mod
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 
 from inferpool.recipes.kit.case import Case
 from inferpool.recipes.kit.data import Array, Sample
-from inferpool.recipes.kit.pool import LocalPool, own_pool
+from inferpool.recipes.kit.pool import own_pool
 from inferpool.recipes.kit.scorer import Scorer, difference
 
 WORKERS: Final = 4
@@ -49,7 +47,10 @@ class Stream:
         self._workers = workers
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="stream")
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Wait for the answers that came too late; they are thrown away."""
         self._threads.shutdown()
 
@@ -77,6 +78,15 @@ class Stream:
         return Served(outputs, local, 1000 * (time.monotonic() - begun))
 
 
+def stream_of(case: Case, scorer: Scorer, engine: Scorer, deadline_s: float) -> Stream:
+    """Cases asked of a scorer, and of the engine in this process where that one is late."""
+    return Stream(
+        lambda row: scorer.infer(case.model, case.input, row),
+        lambda row: engine.infer(case.model, case.input, row),
+        deadline_s,
+    )
+
+
 def rehearse(case: Case, rows: Array, engine: Scorer) -> dict[str, Any]:
     """Kill one of two nodes (real processes) in the middle of a stream, and count what is lost.
 
@@ -84,17 +94,14 @@ def rehearse(case: Case, rows: Array, engine: Scorer) -> dict[str, Any]:
     """
     chosen = rows[np.linspace(0, len(rows) - 1, _REHEARSED).astype(int)]
     served: list[Served] = []
-    with own_pool([case.model], nodes=2) as pool, _asking(pool, case) as ask:
-        stream = Stream(ask, lambda row: engine.infer(case.model, case.input, row), _PATIENCE_S)
-        try:
+    # The node that will be killed is wanted first, so that it is in the middle of something.
+    with own_pool([case.model], nodes=2) as pool, pool.client(_PATIENCE_S, pool.node) as first:
+        with stream_of(case, first, engine, _PATIENCE_S) as stream:
             for answer in stream.serve(chosen):
                 served.append(answer)
                 if len(served) == _REHEARSED // 3:
                     killed = pool.kill_node()
-        finally:
-            stream.close()
-        with pool.client() as client:
-            book = client.book()
+        book = first.book()
     apart = [
         difference(answer.outputs, engine.infer(case.model, case.input, row[None]))
         for row, answer in zip(chosen, served, strict=True)
@@ -115,20 +122,3 @@ def rehearse(case: Case, rows: Array, engine: Scorer) -> dict[str, Any]:
         "slowest_ms": round(max(answer.ms for answer in served), 1),
         "difference_to_engine": max(apart),
     }
-
-
-@contextmanager
-def _asking(pool: LocalPool, case: Case) -> Iterator[Ask]:
-    """`infer` for many threads: a client is made in each. The node that will be killed is wanted
-    first, so that it is in the middle of something."""
-    mine, opened = threading.local(), []
-
-    def ask(row: Array) -> Sample:
-        if not hasattr(mine, "client"):
-            mine.client = pool.client(_PATIENCE_S, pool.node)
-            opened.append(mine.client)
-        found: Sample = mine.client.infer(case.model, case.input, row)
-        return found
-
-    yield ask
-    opened.clear()  # a thread's client ends with it

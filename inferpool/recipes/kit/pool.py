@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,10 @@ from inferpool.home import Home
 from inferpool.models import catalogue
 from inferpool.models.pull import pull_model
 from inferpool.models.store import Store
+from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import Unavailable
 from inferpool.recipes.kit.data import Array, Sample
-from inferpool.recipes.kit.scorer import Answer, triton_input
+from inferpool.recipes.kit.scorer import Answer, request_hash, triton_input
 
 _TIMEOUT_S: Final = 60.0
 _BOOK_BYTES: Final = 1 << 24
@@ -32,16 +34,17 @@ TOLD_MAX: Final = 50  # the gateway's book shows its last 100 attempts
 
 
 class PoolScorer:
-    """A gateway on this machine, asked with the standard client of the Open Inference Protocol."""
+    """A gateway on this machine, asked with the standard client of the Open Inference Protocol.
+
+    Any thread may ask: each has a client of its own.
+    """
 
     name = "pool"
 
     def __init__(
         self, url: str, home: Home, timeout_s: float = _TIMEOUT_S, first: str = ""
     ) -> None:
-        import tritonclient.http as triton
-
-        self._url, self._home = url, home
+        self._url, self._home, self._timeout_s = url, home, timeout_s
         self._headers = {
             "Authorization": f"Bearer {home.secret('api-key')}",
             "Inferpool-Receipts": "signed",  # each by itself: a decision's audit stands alone
@@ -49,15 +52,14 @@ class PoolScorer:
         if first:  # the address of a node to ask before all others
             wanted = {"provider": {"order": [first]}}
             self._headers["Inferpool-Provider"] = orjson.dumps(wanted).decode()
-        self._client = triton.InferenceServerClient(
-            url.removeprefix("http://"), network_timeout=timeout_s
-        )
+        self._mine = threading.local()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._client.close()
+        if hasattr(self._mine, "client"):  # those of other threads end with them
+            self._mine.client.close()
 
     def openai(self) -> Any:
         """OpenAI's client at the same gateway, for speech and language."""
@@ -68,23 +70,36 @@ class PoolScorer:
 
     def infer(self, model: str, name: str, rows: Array) -> Sample:
         """One paid request."""
+        import tritonclient.http as triton
+
+        if not hasattr(self._mine, "client"):
+            self._mine.client = triton.InferenceServerClient(
+                self._url.removeprefix("http://"), network_timeout=self._timeout_s
+            )
         tensor = triton_input(name, rows)
-        answer = self._client.infer(model, [tensor], headers=self._headers)
+        answer = self._mine.client.infer(model, [tensor], headers=self._headers)
         names = [output.name for output in catalogue.load(model).outputs]
         return {output: answer.as_numpy(output) for output in names}
 
-    def told(self, model: str, answers: Sequence[Sample]) -> list[Answer]:
-        """The last answers with the node and its receipt. Call it before any other request."""
+    def told(
+        self, model: str, name: str, rows: Sequence[Array], answers: Sequence[Sample]
+    ) -> list[Answer]:
+        """The answers with the node and its receipt, found by the hash of what was asked. Call it
+        soon: the book is short. Raises `Unavailable` where one has no receipt."""
         assert len(answers) <= TOLD_MAX
-        booked = [item for item in self.book() if item["model"] == model and item["proof"]]
-        if len(booked) < len(answers):
-            raise Unavailable(f"the gateway's book has {len(booked)} receipts of {model}")
-        latest = reversed(booked[: len(answers)])
+        booked: dict[str, list[dict[str, Any]]] = {}
+        for item in reversed(self.book()):
+            if item["model"] == model and item["proof"]:
+                booked.setdefault(item["proof"]["receipt"]["requestHash"], []).append(item)
         chain = self._home.running("chain")
         chain_id = int(str(chain["chain_id"])) if chain else None
-        return [
-            _answer(outputs, item, chain_id) for outputs, item in zip(answers, latest, strict=True)
-        ]
+        found = []
+        for row, outputs in zip(rows, answers, strict=True):
+            same = booked.get(to_hex(request_hash(name, row)))
+            if not same:
+                raise Unavailable(f"the gateway's book has no receipt for an answer of {model}")
+            found.append(_answer(outputs, same.pop(), chain_id))
+        return found
 
     def book(self) -> list[dict[str, Any]]:
         """The gateway's last attempts, the newest first."""

@@ -172,10 +172,14 @@ def _service(case: Mapping[str, Any]) -> str:
         [escape(name), str(item["n"]), f"{item['p50_ms']} ms", f"{item['p99_ms']} ms"]
         for name, item in case["latency"].items()
     ]
+    wait = case["waiting"]
     return (
         "<h3>Latency and cost</h3>"
         + _table(["one row by", "calls", "p50", "p99"], times)
-        + f"<p>1,000 decisions: {escape(case['cost']['per_1000_decisions'])}.</p>"
+        + f"<p>1,000 decisions: {escape(case['cost']['per_1000_decisions'])}. Of the"
+        f" {wait['n']} decisions above the pool was late for {wait['late']} (after"
+        f" {wait['deadline_ms']:g} ms), and this process took them; the slowest took"
+        f" {wait['slowest_ms']:.0f} ms. A late answer is paid for and not used.</p>"
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from inferpool.recipes.kit import calibration, card, drift
 from inferpool.recipes.kit.case import TEXT, Case, Recipe, Trained, scores_of
 from inferpool.recipes.kit.data import Array, Sample, first, heldout
-from inferpool.recipes.kit.deciding import Decision, Desk, cost, spread
+from inferpool.recipes.kit.deciding import Decision, Desk, cost, spread, waiting
 from inferpool.recipes.kit.gate import parity
 from inferpool.recipes.kit.live import rehearse
 from inferpool.recipes.kit.metrics import Figure
@@ -119,6 +119,7 @@ def run_case(
     taken = spread(sample[case.input], said, DECISIONS)
     decisions, _, told = desk.decide(taken, sample, listener.decision)
     facts["decisions"], facts["cost"] = [asdict(item) for item in decisions], cost(told)
+    facts["waiting"] = waiting(case, decisions)
     facts["limits"] = card.limits(case.model)
     if recipe.whole:
         facts["trace"] = trace(case)

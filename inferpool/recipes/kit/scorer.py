@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +38,7 @@ class Answer:
 
 
 class Scorer(Protocol):
-    """Where scores come from."""
+    """Where scores come from. Any thread may ask."""
 
     name: str
 
@@ -44,8 +46,10 @@ class Scorer(Protocol):
         """Outputs of one request of at most `BATCH` rows."""
         ...
 
-    def told(self, model: str, answers: Sequence[Sample]) -> list[Answer]:
-        """Who gave the last answers of this model, in their order."""
+    def told(
+        self, model: str, name: str, rows: Sequence[Array], answers: Sequence[Sample]
+    ) -> list[Answer]:
+        """Who gave these answers, each to one of the last requests."""
         ...
 
 
@@ -57,6 +61,7 @@ class EngineScorer:
     def __init__(self, store: Store | None = None) -> None:
         self._store = store or Store()
         self._runner = asyncio.Runner()
+        self._one = threading.Lock()  # at a time: the loop is one
         self._engines: dict[str, OnnxEngine] = {}
 
     def __enter__(self) -> Self:
@@ -74,12 +79,16 @@ class EngineScorer:
 
     def infer(self, model: str, name: str, rows: Array) -> Sample:
         """Run it."""
-        engine = self._engine(model)
-        answer = self._runner.run(engine.infer([from_numpy(name, rows)], len(rows)))
+        with self._one:
+            engine = self._engine(model)
+            answer = self._runner.run(engine.infer([from_numpy(name, rows)], len(rows)))
         return {tensor.name: to_numpy(tensor) for tensor in answer}
 
-    def told(self, model: str, answers: Sequence[Sample]) -> list[Answer]:
+    def told(
+        self, model: str, name: str, rows: Sequence[Array], answers: Sequence[Sample]
+    ) -> list[Answer]:
         """The same engine gave all of them."""
+        del name, rows
         kind = self._engine(model).engine_class
         manifest = catalogue.load(model).id
         return [Answer(outputs, manifest, kind, "this process") for outputs in answers]
@@ -103,6 +112,11 @@ def request_body(name: str, rows: Array) -> bytes:
 
     made, _ = triton.InferenceServerClient.generate_request_body([triton_input(name, rows)])
     return bytes(made)
+
+
+def request_hash(name: str, rows: Array) -> bytes:
+    """SHA-256 of it: what a receipt says the request was."""
+    return hashlib.sha256(request_body(name, rows)).digest()
 
 
 def triton_input(name: str, rows: Array) -> Any:
