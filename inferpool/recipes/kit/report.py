@@ -14,11 +14,13 @@ from inferpool.recipes.kit import svg
 
 _STYLE: Final = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:.6rem 0}td,th{padding:.25rem .7rem;text-align:left;
-vertical-align:top;border-bottom:1px solid #ddd}th{font-weight:600}
+table{border-collapse:collapse;margin:.6rem 0;display:block;overflow-x:auto}
+td,th{padding:.25rem .7rem;text-align:left;vertical-align:top;
+border-bottom:1px solid #ddd}th{font-weight:600}
 .whole,.good,.bad{white-space:nowrap}.bad{color:#b00}.good{color:#15803d}
 figure{display:inline-block;margin:.4rem}figcaption{color:#666;font-size:.9em}
-.key{color:#666;font-size:.9em}code{font-size:.9em}svg{max-width:100%}h2{margin-top:2.5rem}
+.key{color:#666;font-size:.9em}code{font-size:.9em}svg{max-width:100%}
+td svg{max-width:none}h2{margin-top:2.5rem}
 """
 
 
@@ -38,8 +40,9 @@ def html(facts: Mapping[str, Any]) -> str:
     made = "" if "made" not in facts else f"<p>Run on {escape(facts['made'])}"
     if made:
         made += f", {facts['seconds']} s{', few cases (--small)' if facts['small'] else ''}.</p>"
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f'<!doctype html><html lang="en">{head}<title>{title}</title>'
         f"<style>{_STYLE}</style><h1>{title}</h1><p>{escape(str(facts['summary']))}</p>"
         f"<p>Data: {escape(str(facts['data']))}</p>{made}{body}</html>"
     )
