@@ -102,6 +102,10 @@ class Chain(Protocol):
         """Pay out to the receiver all that was claimed for it."""
         ...
 
+    async def unsettled(self, receiver: bytes, token: bytes) -> int:
+        """Base units that were claimed for a receiver and are not paid out to it yet."""
+        ...
+
     async def initiate_withdraw(self, config: ChannelConfig, amount: int) -> TransactionReceipt:
         """Start the payer's way out; sent by the payer or its authoriser."""
         ...

@@ -202,6 +202,13 @@ class EvmChain:
         """Pay out to the receiver all that was claimed for it; anyone may send it."""
         return await self._settlement("settle", receiver, token)
 
+    async def unsettled(self, receiver: bytes, token: bytes) -> int:
+        """Base units that were claimed for a receiver and are not paid out to it yet."""
+        data = _SETTLEMENT.call("receivers", receiver, token)
+        answer = await self._read(CHANNELS_ADDRESS, data)
+        claimed, settled = _SETTLEMENT.functions["receivers"].result(answer)
+        return int(claimed) - int(settled)
+
     async def initiate_withdraw(self, config: ChannelConfig, amount: int) -> TransactionReceipt:
         """Start the payer's way out; sent by the payer or its authoriser."""
         return await self._settlement("initiateWithdraw", _terms(config), amount)

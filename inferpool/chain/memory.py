@@ -171,6 +171,11 @@ class MemoryChain:
         self._world.settlement.settle(receiver, token)
         return self._mined("settle")
 
+    async def unsettled(self, receiver: bytes, token: bytes) -> int:
+        """Base units that were claimed for a receiver and are not paid out to it yet."""
+        totals = self._world.settlement.receivers[receiver, token]
+        return totals.claimed - totals.settled
+
     async def initiate_withdraw(self, config: ChannelConfig, amount: int) -> TransactionReceipt:
         """Start the payer's way out."""
         now_s = self._world.now_s()
@@ -336,6 +341,10 @@ class FailingChain:
     async def settle(self, receiver: bytes, token: bytes) -> TransactionReceipt:
         """As the seam says."""
         return await self._through("settle", lambda: self._chain.settle(receiver, token))
+
+    async def unsettled(self, receiver: bytes, token: bytes) -> int:
+        """As the seam says."""
+        return await self._through("unsettled", lambda: self._chain.unsettled(receiver, token))
 
     async def initiate_withdraw(self, config: ChannelConfig, amount: int) -> TransactionReceipt:
         """As the seam says."""

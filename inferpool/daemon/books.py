@@ -17,12 +17,12 @@ from inferpool.gateway.treasury import Caps, Treasury
 from inferpool.home import Home
 from inferpool.identity.keys import KeyRing, Role
 from inferpool.identity.signing import Key
-from inferpool.node.channels import Channels
-from inferpool.node.claims import Claimer
-from inferpool.node.payment import PaymentGate
+from inferpool.payments.claims import Claimer
+from inferpool.payments.gate import PaymentGate
 from inferpool.payments.journal import SqlJournal
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.payments.payer_ledger import PayerLedger
+from inferpool.payments.standing import Channels
 from inferpool.protocol.encoding import to_checksum
 from inferpool.protocol.errors import Refused
 

@@ -33,14 +33,14 @@ from inferpool.models.partial import Progress
 from inferpool.models.pull import preferred, pull_model
 from inferpool.models.store import Store
 from inferpool.node.app import NodeApp
-from inferpool.node.channels import Channels
-from inferpool.node.claims import Claimer
 from inferpool.node.node import Node
 from inferpool.node.offers import OfferBook
-from inferpool.node.payment import PaymentGate
 from inferpool.node.services import Hosted, Services
+from inferpool.payments.claims import Claimer
+from inferpool.payments.gate import PaymentGate
 from inferpool.payments.journal import SqlJournal
 from inferpool.payments.payee_ledger import PayeeLedger
+from inferpool.payments.standing import Channels
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import InferpoolError, Refused
 from inferpool.protocol.job import Task

@@ -15,15 +15,15 @@ from inferpool.daemon.chains import asset_of, registry_of
 from inferpool.home import Home
 from inferpool.identity.keys import KeyRing, Role
 from inferpool.identity.signing import Key
-from inferpool.node.channels import Channels
 from inferpool.node.control import Controls
 from inferpool.node.duty import Duty
 from inferpool.node.load import LoadMeter
 from inferpool.node.measure import EnergyCounters
 from inferpool.node.node import Node
-from inferpool.node.payers import Payers
 from inferpool.node.policy import Policy, parse_hours
 from inferpool.node.push import Pusher
+from inferpool.payments.payers import Payers
+from inferpool.payments.standing import Channels
 from inferpool.protocol.encoding import from_hex, to_checksum
 from inferpool.protocol.errors import Refused, Unavailable
 from inferpool.protocol.lifecycle import NodeState

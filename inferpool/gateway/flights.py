@@ -282,9 +282,14 @@ class Flights:
             ) from None
         if reason == x402.REASONS["voucher_balance"]:
             await self.treasury.read(flight.channel)  # the node may have given some of it back
+        channel = flight.channel
+        if reason == x402.REASONS["voucher_amount"] and view is None:
+            # Its book is lost, and it charged more than ours remembers: the chain knows how much.
+            claimed = (await self.treasury.read(channel)).total_claimed
+            if claimed > channel.charged:
+                view = channel.resume_from_claims(claimed)
         if view is None or reason != x402.REASONS["voucher_amount"]:
             raise OfferEnded(f"The node refuses our payment: {reason}")
-        channel = flight.channel
         if self._claims_more(flight, view):
             # Receipts that we missed explain it, or a voucher of ours that we have forgotten.
             await self.ask(flight.node, channel)

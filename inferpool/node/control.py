@@ -18,10 +18,10 @@ from typing import Any, Final
 
 import orjson
 
-from inferpool.node.channels import Channels
 from inferpool.node.duty import Duty
 from inferpool.node.push import Pusher
 from inferpool.node.services import Hosted
+from inferpool.payments.standing import Channels
 from inferpool.protocol.encoding import to_checksum, to_hex
 from inferpool.protocol.errors import BadRequest
 from inferpool.protocol.limits import CONTROL_BODY_MAX

@@ -16,12 +16,12 @@ from inferpool.identity.signing import Key, verify
 from inferpool.node import text_run, whole
 from inferpool.node.metrics import NodeMetrics
 from inferpool.node.offers import OfferBook
-from inferpool.node.payment import Disagreement, PaymentGate
 from inferpool.node.services import Hosted, Services
 from inferpool.node.tensors import check_outputs, read_inputs, write_answer
 from inferpool.node.work import Work, sign_receipt
 from inferpool.payments import x402
 from inferpool.payments.chains import ReceiptChain
+from inferpool.payments.gate import Disagreement, PaymentGate
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.protocol import headers

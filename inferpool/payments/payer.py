@@ -179,6 +179,16 @@ class PayerChannel:
             self.booked_ahead.remove(self.next_seq)
             self.next_seq += 1
 
+    def resume_from_claims(self, claimed: int) -> ChannelView:
+        """Go on from what the chain says was claimed, above what our book knows: no claim passes a
+        voucher that we signed, so this needs nobody's word. The view that a node which lost its
+        book too has of the channel, without what it has in flight."""
+        unit = pico_usd_per_base_unit(self.decimals)
+        self.signed_max = max(self.signed_max, claimed)
+        self.base_pico_usd = max(self.base_pico_usd, (claimed + 1) * unit - 1)
+        self.in_base = set(self.unresolved)
+        return ChannelView(self.channel_id, self.balance, claimed, self.charged)
+
     def resume_from(self, view: ChannelView, authorizer: bytes, request_id: bytes) -> None:
         """Go on after lost state, from a voucher of ours that only the node still has, with a
         request that is held here and that the node has just refused.

@@ -20,12 +20,12 @@ from inferpool.gateway.treasury import Caps, Treasury
 from inferpool.identity.signing import Key
 from inferpool.models import catalogue
 from inferpool.node.app import NodeApp
-from inferpool.node.claims import Claimer
 from inferpool.node.node import Node
 from inferpool.node.offers import OfferBook
-from inferpool.node.payment import PaymentGate
 from inferpool.node.services import Hosted, Services
 from inferpool.payments.budget import Account
+from inferpool.payments.claims import Claimer
+from inferpool.payments.gate import PaymentGate
 from inferpool.payments.journal import MemoryJournal
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.payments.payer_ledger import PayerLedger

@@ -27,8 +27,10 @@ def test_deposit_claim_settle_to_the_unit(world, run) -> None:
     assert run(operator.channel(channel_id)) == ChannelState(AMOUNT, 300_123, 0, 0, 0)
     assert world.balance(config.payer) == payer_before - AMOUNT
     receiver_before = world.balance(config.receiver)
+    assert run(operator.unsettled(config.receiver, config.token)) == 300_123
     run(world.chain(world.roles.stranger).settle(config.receiver, config.token))
     assert world.balance(config.receiver) == receiver_before + 300_123
+    assert run(operator.unsettled(config.receiver, config.token)) == 0
 
 
 def test_a_settlement_with_nothing_due_moves_nothing(world, run) -> None:

@@ -131,6 +131,7 @@ def test_every_call_of_the_seam_can_fail(funded, dev_world, run) -> None:
         failing.deposit(config, 1, dev_world.authorization(config, 1)),
         failing.claim([dev_world.claim(config, 1)]),
         failing.settle(config.receiver, config.token),
+        failing.unsettled(config.receiver, config.token),
         failing.initiate_withdraw(config, 1),
         failing.finalize_withdraw(config),
         failing.refund(config, 1),

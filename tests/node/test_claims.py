@@ -8,8 +8,8 @@ import pytest
 
 from inferpool.chain.base import Claim
 from inferpool.chain.memory import FailingChain, Failure
-from inferpool.node.claims import Claimer
-from inferpool.node.payment import PaymentGate
+from inferpool.payments.claims import Claimer
+from inferpool.payments.gate import PaymentGate
 from inferpool.protocol.errors import InferpoolError, Refused, Unavailable
 from inferpool.protocol.limits import CLAIM_BATCH_MAX
 from tests.node.parts import Payer, World, world
@@ -205,3 +205,24 @@ async def test_a_claim_whose_answer_was_lost_is_not_lost() -> None:
             await claimer.claim()
         report = await claimer.claim()
         assert await balance(made) == payer.channel.charged == report.settled
+
+
+async def test_a_claim_is_settled_at_the_next_start_of_a_node_that_died_after_it() -> None:
+    """The chain knows what the dead process knew: nobody waits for an hourly round."""
+    async with world() as made:
+        (payer,) = await buyers(made, 1)
+        node = made.node.node
+        dying = FailingChain(
+            made.chain.with_sender(node.key, node.key),
+            lambda name: Failure(AWAY) if name == "settle" else None,
+        )
+        with pytest.raises(Unavailable):
+            await Claimer(node.gate.terms, dying, node.ledger, node.gate, node.clock).claim()
+        assert await balance(made) == 0
+        await made.restart()
+        assert payer.channel.charged > 0
+        await made.node.claimer.watch_once()
+        assert await balance(made) == payer.channel.charged
+        gas = made.chain._world.block
+        await made.node.claimer.watch_once()
+        assert made.chain._world.block == gas, "and nothing is sent where nothing is left"

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from inferpool.node.payment import PaymentGate
+from inferpool.payments.gate import PaymentGate
 from inferpool.protocol.limits import QUEUE_MAX
 from tests.node.parts import Answer, World, world
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from inferpool.chain.memory import FailingChain, Failure
-from inferpool.node.channels import Channels
-from inferpool.node.claims import Claimer
+from inferpool.payments.claims import Claimer
+from inferpool.payments.standing import Channels
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import BadRequest, Refused
 from tests.node.parts import Payer, World, world

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferpool.node.payers import Payers
 from inferpool.node.policy import CALM_MS, MEMORY_PAUSE_MS, Policy, Sight, decide, parse_hours
+from inferpool.payments.payers import Payers
 from inferpool.protocol.errors import Refused, Unauthorized
 from inferpool.protocol.lifecycle import NODE_MOVES, NodeState
 

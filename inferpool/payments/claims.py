@@ -14,7 +14,7 @@ from typing import Final
 
 from inferpool.chain.base import Chain, Claim
 from inferpool.clock import Clock
-from inferpool.node.payment import PaymentGate
+from inferpool.payments.gate import PaymentGate
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.protocol.encoding import to_hex
@@ -66,7 +66,8 @@ class Claimer:
         self._ledger, self._gate = ledger, gate
         self._lock = asyncio.Lock()
         self._next_block = 0
-        self._unsettled = False  # claimed by us, and its settlement failed
+        # Claimed, and its settlement failed; None: by an earlier run, perhaps, ask the chain.
+        self._unsettled: bool | None = None
 
     async def claim(self) -> ClaimReport:
         """Claim all that is earned and settle it. Raises Unavailable where the chain is away."""
@@ -75,15 +76,31 @@ class Claimer:
             due = [channel for channel in self._ledger.channels.values() if channel.unclaimed > 0]
             for start in range(0, len(due), CLAIM_BATCH_MAX):
                 await self._claim_batch(due[start : start + CLAIM_BATCH_MAX], report)
-            self._unsettled = self._unsettled or report.claimed > 0
+            if report.claimed:
+                self._unsettled = True
             try:
-                if self._unsettled:
-                    await self._settle(report)
-                    self._unsettled = False
+                await self._settle_what_is_left(report)
             finally:
-                if report.claimed:  # its gas is spent, whatever became of the settlement
+                if report.gas_used:  # it is spent, whatever became of the settlement
                     await self._book(report)
             return report
+
+    async def settle_left(self) -> None:
+        """Settle what was claimed before, in this run or one that died in between, and claim
+        nothing. Raises Unavailable where the chain is away."""
+        async with self._lock:
+            report = ClaimReport()
+            await self._settle_what_is_left(report)
+            if report.gas_used:
+                await self._book(report)
+
+    async def _settle_what_is_left(self, report: ClaimReport) -> None:
+        if self._unsettled is None:
+            terms = self._terms
+            self._unsettled = await self._chain.unsettled(terms.payee, terms.asset) > 0
+        if self._unsettled:
+            await self._settle(report)
+            self._unsettled = False
 
     async def _claim_batch(self, channels: list[PayeeChannel], report: ClaimReport) -> None:
         rows = [self._row(channel) for channel in channels]
@@ -153,6 +170,8 @@ class Claimer:
         ours = [self._ledger.channels[item] for item in found if item in self._ledger.channels]
         for channel in ours:
             await self._gate.refresh(channel)
-        if ours or self._unsettled:
+        if ours:
             await self.claim()
+        else:
+            await self.settle_left()
         self._next_block = following  # only now: a round that failed is looked at again

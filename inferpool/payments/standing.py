@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 
 from inferpool.chain.base import Chain, ChannelState
-from inferpool.node.claims import Claimer
-from inferpool.node.payment import PaymentGate
+from inferpool.payments.claims import Claimer
+from inferpool.payments.gate import PaymentGate
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.protocol.encoding import from_hex, to_checksum, to_hex

@@ -9,10 +9,10 @@ import asyncio
 from typing import Final
 
 from inferpool.chain.base import Chain
-from inferpool.node.payers import ANYONE, Payers
 from inferpool.payments import x402
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
+from inferpool.payments.payers import ANYONE, Payers
 from inferpool.protocol.errors import InferpoolError, PaymentRequired, RateLimited, Unavailable
 from inferpool.protocol.limits import CHANNELS_MAX, CONCURRENT_PER_CHANNEL
 from inferpool.protocol.offer import Terms
