@@ -7,7 +7,7 @@ RUN := $(BIN)/python -m
 PYTEST := $(RUN) pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check bench bench-routing chaos recipes docs lock test-browser test-ray test-anvil openai-suite test-clients test-x402-npm setup setup-test clean
+.PHONY: help demo up test check bench bench-gateway bench-routing chaos recipes docs lock test-browser test-ray test-anvil openai-suite test-clients test-x402-npm setup setup-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -44,6 +44,9 @@ recipes: setup ## run every recipe in its small form through one pool, with repo
 
 bench: setup-test ## measure: the network tax of chat and tensors, paid
 	@$(RUN) bench.tax
+
+bench-gateway: setup-test ## measure the gateway beside its upstream: bare, with features, paid
+	@$(RUN) bench.gateway
 
 chaos: setup-test ## 200 streams by real processes while nodes are killed every few seconds
 	@$(RUN) tests.faults.chaos 200
