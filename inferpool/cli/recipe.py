@@ -92,7 +92,7 @@ def run(
 
     Example:  inferpool recipe run crm --small
     """
-    from inferpool.recipes.kit import report
+    from inferpool.recipes.kit import report, whole
     from inferpool.recipes.kit.running import run_case
 
     begun, stamp = time.monotonic(), time.strftime("%Y%m%d-%H%M%S")
@@ -124,6 +124,8 @@ def run(
                 "seconds": round(time.monotonic() - started, 1),
                 "cases": cases,
             }
+            if isinstance(recipe, Recipe) and recipe.whole:
+                facts["shown"] = whole.shown(cases, small=small)
             page, _ = report.write(facts, folder)
             results.append(facts | {"report": str(page)})
     if as_json:
@@ -134,6 +136,11 @@ def run(
             OUT.print(f"report: {facts['report']} ({facts['seconds']} s)", markup=False)
         total = time.monotonic() - begun
         OUT.print(f"{len(chosen)} recipes, {len(models)} models in {total:.0f} s", markup=False)
+    lacking = [(facts["name"], *item) for facts in results for item in _lacking(facts)]
+    for name, demand, models in lacking:
+        ERR.print(f"{name} does not show: {demand} ({', '.join(models)})", markup=False)
+    if lacking:
+        raise typer.Exit(1)
     # The bars are for all held-out cases; a few say little about them.
     _exit([case for facts in results for case in facts["cases"]], bars=not small)
 
@@ -417,6 +424,11 @@ def _print_service(case: dict[str, Any]) -> None:
             f"  one of two nodes killed: {down['answered']} of {down['sent']} answered,"
             f" {down['by_pool']} by the pool, slowest {down['slowest_ms']:.0f} ms"
         )
+
+
+def _lacking(facts: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """What a whole recipe has to show and did not."""
+    return [(demand, models) for demand, models in facts.get("shown", {}).items() if models]
 
 
 def _exit(cases: Sequence[dict[str, Any]], *, bars: bool = True) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from inferpool.recipes.kit.data import (
     read,
     rounded,
 )
-from inferpool.recipes.kit.export import boosted, export_boosted
+from inferpool.recipes.kit.export import boosted, crossed_boosted, export_boosted
 from inferpool.recipes.kit.metrics import (
     Figure,
     auc,
@@ -29,7 +29,7 @@ from inferpool.recipes.kit.metrics import (
     top_share_recall,
 )
 from inferpool.recipes.kit.running import numeric_kept
-from inferpool.recipes.kit.split import by_hash, crossed, fold
+from inferpool.recipes.kit.split import by_hash, fold
 
 TELCO: Final = published(
     "https://raw.githubusercontent.com/IBM/telco-customer-churn-on-icp4d/"
@@ -66,7 +66,7 @@ FIELDS: Final = (
     *(f"{name}: {value}" for name, values in VALUES.items() for value in values[1:]),
 )
 BAND_ERROR: Final = 0.15
-SETTINGS: Final = {"num_leaves": 7, "learning_rate": 0.07, "min_child_samples": 40}
+SETTINGS: Final[dict[str, Any]] = {"num_leaves": 7, "learning_rate": 0.07, "min_child_samples": 40}
 
 
 def features(table: Mapping[str, Sequence[str]]) -> Array:
@@ -83,11 +83,7 @@ def train() -> Trained:
     known, test = by_hash(table["customerID"])
     folds = np.array([fold(key) for key in table["customerID"]])
 
-    def fit(rows: Array) -> Callable[[Array], Array]:
-        draft = boosted("Classifier", x[rows], y[rows], **SETTINGS)
-        return lambda held: draft.predict_proba(x[held])[:, 1]
-
-    said = crossed(fit, folds, known)
+    said = crossed_boosted("Classifier", x, y, folds, known, **SETTINGS)
     model = boosted("Classifier", x[known], y[known], **SETTINGS)
     contract = FIELDS.index("Contract: One year")
     monthly = (x[:, contract] + x[:, contract + 1] == 0).astype(np.float32)

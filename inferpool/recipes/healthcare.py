@@ -12,10 +12,16 @@ from typing import Any, Final
 import numpy as np
 
 from inferpool.recipes import dicom, xray
-from inferpool.recipes.kit.calibration import choose_band
+from inferpool.recipes.kit.calibration import choose_band, residual_quantiles
 from inferpool.recipes.kit.case import Case, Recipe, Trained, X
 from inferpool.recipes.kit.data import Array, Sample, columns, numbers, packaged, read, rounded
-from inferpool.recipes.kit.export import SEED, boosted, export_boosted, export_sklearn
+from inferpool.recipes.kit.export import (
+    SEED,
+    boosted,
+    crossed_boosted,
+    export_boosted,
+    export_sklearn,
+)
 from inferpool.recipes.kit.metrics import Figure, auc, brier, f1, figure, mae, recall
 from inferpool.recipes.kit.running import numeric_kept
 from inferpool.recipes.kit.split import by_time, crossed, fold
@@ -92,6 +98,7 @@ HEART_FIELDS: Final = (
     *(f"{HEART_COLUMNS[column]} {value}" for column, value in HEART_CODES),
 )
 BAND_ERROR: Final = 0.005
+GLUCOSE_BAND_ERROR: Final = 0.01
 HEART_BAND_ERROR: Final = 0.1
 
 
@@ -117,7 +124,11 @@ def train_glucose() -> Trained:
     """Fit on the first 70 % of the time; what comes an hour later and after is held out."""
     x, y, minutes = glucose_rows(columns(read(GLUCOSE)))
     known, test = by_time(minutes, 0.7, gap=60)
-    model = boosted("Regressor", x[known], y[known], num_leaves=15, min_child_samples=100)
+    settings: dict[str, Any] = {"num_leaves": 15, "min_child_samples": 100}
+    weeks = (minutes // (7 * 1440) % 5).astype(int)
+    said = crossed_boosted("Regressor", x, y, weeks, known, **settings)
+    model = boosted("Regressor", x[known], y[known], **settings)
+    band = choose_band((y[known] >= LOW).astype(int), said, GLUCOSE_BAND_ERROR, LOW, (0, 500))
     kept = numeric_kept(x[known], model.predict(x[known]))
 
     def sample(rows: Array) -> Sample:
@@ -125,6 +136,8 @@ def train_glucose() -> Trained:
             X: x[rows],
             "truth": y[rows],
             "day": (minutes[rows] // 1440).astype(np.int32),
+            "band": np.array(band, dtype=np.float32),
+            "residual_quantiles": residual_quantiles(y[known], said),
             **kept,
         }
 
@@ -138,6 +151,9 @@ def train_glucose() -> Trained:
         (
             "One patient: it says nothing of another. Whole days are resampled for the intervals.",
             "Meals and insulin do not go in.",
+            f"From {band[0]:.0f} to {band[1]:.0f} mg/dl the patient is asked to measure by hand:"
+            f" outside of it at most {GLUCOSE_BAND_ERROR:.1%} were on the wrong side of {LOW:g},"
+            " each week of the known time judged by a model of other weeks.",
         ),
     )
 
@@ -319,8 +335,9 @@ RECIPE: Final = Recipe(
             fields=GLUCOSE_FIELDS,
             judge=judge_glucose,
             train=train_glucose,
-            verdict=lambda score: f"{'warn' if score < LOW + 10 else 'fine'}: {score:.0f} mg/dl",
+            verdict=lambda score: f"{'warn' if score < LOW else 'fine'}: {score:.0f} mg/dl",
             unit="mg/dl",
+            threshold=LOW,
             sections=glucose_day,
         ),
         Case(

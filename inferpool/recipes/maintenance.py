@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from inferpool.recipes.kit.calibration import choose_band, residual_quantiles
 from inferpool.recipes.kit.case import Case, Recipe, Trained, X
 from inferpool.recipes.kit.data import (
     Array,
@@ -23,10 +24,10 @@ from inferpool.recipes.kit.data import (
     read,
     rounded,
 )
-from inferpool.recipes.kit.export import boosted, export_boosted
+from inferpool.recipes.kit.export import boosted, crossed_boosted, export_boosted
 from inferpool.recipes.kit.metrics import Figure, auc, average_precision, figure, recall, rmse
 from inferpool.recipes.kit.running import numeric_kept
-from inferpool.recipes.kit.split import by_group, by_time, crossed
+from inferpool.recipes.kit.split import by_group, by_time
 from inferpool.recipes.kit.take import Taken
 
 _FOLDER: Final = (
@@ -80,6 +81,8 @@ ALARM: Final = 30.0  # cycles left when a planner wants to know
 FALSE: Final = 60.0  # an alarm with more cycles left was for nothing
 COVERAGE: Final = 0.9
 FOLDS: Final = 5
+BAND_ERROR: Final = 0.02  # on the wrong side of `ALARM`
+SHUTTLE_BAND_ERROR: Final = 0.0001
 LOOKS_MIN: Final = 30  # at a life, to tell how early an alarm comes
 EVERY: Final = 3  # looks at a whole life: each third cycle
 RUL_FIELDS: Final = tuple(
@@ -172,16 +175,14 @@ def train_life() -> Trained:
     known, whole = by_group(units, np.unique(units)[::5])
     settings: dict[str, Any] = {"num_leaves": 15, "learning_rate": 0.06, "min_child_samples": 60}
 
-    def fit(chosen: Array) -> Any:
-        return boosted("Regressor", x[chosen], y[chosen], **settings)
-
-    said = crossed(
-        lambda chosen: lambda held: fit(chosen).predict(x[held]), units.astype(int) % FOLDS, known
-    )
+    folds = units.astype(int) % FOLDS
+    said = crossed_boosted("Regressor", x, y, folds, known, **settings)
     # A few cuts per engine, as in the test set; residuals of one engine hang together.
-    residuals = (y[known] - said)[_cuts(units[known], y[known])]
-    offset = float(np.quantile(residuals, 1 - COVERAGE))
-    model = fit(known)
+    cuts = _cuts(units[known], y[known])
+    truths, guesses = y[known][cuts], said[cuts]
+    offset = float(np.quantile(truths - guesses, 1 - COVERAGE))
+    band = choose_band((truths >= ALARM).astype(int), guesses, BAND_ERROR, ALARM, (0, CAP))
+    model = boosted("Regressor", x[known], y[known], **settings)
     tests = cycles(read(TEST))
     ends = [engine_features(tests[tests[:, 0] == u])[-1] for u in np.unique(tests[:, 0])]
     truth = np.array([float(line) for line in read(TRUTH).split()])
@@ -195,6 +196,8 @@ def train_life() -> Trained:
         "life": np.r_[np.zeros(len(ends)), units[lives]].astype(np.int32),
         "mean_life": np.array(np.mean([last[u] for u in np.unique(units[known])])),
         "lower_offset": np.array(offset),
+        "band": np.array(band, dtype=np.float32),
+        "residual_quantiles": residual_quantiles(y[known], said),
         **numeric_kept(x[known], model.predict(x[known])),
     }
     return Trained(
@@ -209,6 +212,8 @@ def train_life() -> Trained:
             "True remaining life is capped at 125 cycles, as is usual for this set.",
             f"The lower bound is the estimate {offset:+.1f} cycles: what {COVERAGE:.0%} of ten cuts"
             " of each known engine stayed above, each engine judged by a model of others.",
+            f"Between {band[0]:.0f} and {band[1]:.0f} cycles an engineer decides: outside of it at"
+            f" most {BAND_ERROR:.0%} of those cuts were on the wrong side of {ALARM:g} cycles.",
             "One cycle is one flight; the set does not say how long it takes, so false alarms are"
             " counted per 1,000 flights, not hours.",
         ),
@@ -300,13 +305,17 @@ def train_shuttle() -> Trained:
     y = numbers(table["anomaly"]).astype(int)
     known, test = by_time(np.arange(len(x), dtype=float), 0.7)
     model = boosted("Classifier", x[known], y[known], num_leaves=15)
+    folds = np.arange(len(x)) * FOLDS // len(known)  # stretches of the known time
+    said = crossed_boosted("Classifier", x, y, folds, known, num_leaves=15)
+    band = np.array(choose_band(y[known], said, SHUTTLE_BAND_ERROR), dtype=np.float32)
     middle = np.median(x[known], axis=0)
     spread = np.maximum(1.0, np.percentile(np.abs(x[known] - middle), 75, axis=0))
     rule = (np.abs(x - middle) / spread).max(axis=1)
 
     def sample(rows: Array) -> Sample:
         kept = numeric_kept(x[known], model.predict_proba(x[known])[:, 1])
-        return {X: x[rows], "truth": y[rows], "rule": rule[rows].astype(np.float32), **kept}
+        return {X: x[rows], "truth": y[rows], "rule": rule[rows].astype(np.float32),
+                "band": band, **kept}  # fmt: skip
 
     return Trained(
         export_boosted(model, x.shape[1], "probability"),
@@ -315,7 +324,11 @@ def train_shuttle() -> Trained:
         sample(test[::3]),
         len(known),
         "LightGBM, 79 trees, on nine readings of one moment",
-        ("An easy set: nearly any method finds these anomalies. No evidence for harder ones.",),
+        (
+            "An easy set: nearly any method finds these anomalies. No evidence for harder ones.",
+            "The band was chosen on scores by models of other fifths of the known time, for at most"
+            f" {SHUTTLE_BAND_ERROR:.2%} errors outside of it.",
+        ),
     )
 
 
@@ -352,6 +365,7 @@ RECIPE: Final = Recipe(
             train=train_life,
             verdict=life_verdict,
             unit="cycles, at most 125",
+            threshold=ALARM,
             suffixes=(".txt",),
             take=take,
             example=example,

@@ -86,8 +86,9 @@ def test_calibration_of_a_true_and_a_boasting_probability() -> None:
     random = np.random.default_rng(4)
     said = random.uniform(size=20_000)
     truth = (random.uniform(size=20_000) < said).astype(int)
-    assert calibration.expected_error(truth, said) < 0.02
-    assert calibration.expected_error(truth, (said > 0.5) * 1.0) > 0.2
+    assert calibration.expected_error(calibration.bins(truth, said)) < 0.02
+    sure = calibration.bins(truth, (said > 0.5) * 1.0)
+    assert calibration.expected_error(sure) > 0.2
     assert sum(item.n for item in calibration.bins(truth, said)) == 20_000
 
 

@@ -34,7 +34,10 @@ def test_committed_cases_reach_their_bars(recipe: Recipe, case: Case, engine: En
         assert item["reached"], item
 
 
-@pytest.mark.parametrize(("recipe", "case"), CASES, ids=IDS)
+SOUND = [(recipe, case) for recipe, case in CASES if not recipe.whole]  # others: test_whole
+
+
+@pytest.mark.parametrize(("recipe", "case"), SOUND, ids=[case.model for _, case in SOUND])
 def test_small_run(recipe: Recipe, case: Case, engine: EngineScorer, tmp_path: Path) -> None:
     told: list[Decision] = []
     found = run_case(
@@ -44,8 +47,6 @@ def test_small_run(recipe: Recipe, case: Case, engine: EngineScorer, tmp_path: P
     assert all(item["bitwise"] for item in found["decisions"])
     assert found["drift"]["rehearsal"]["alarm"]
     assert found["limits"]
-    assert not found.get("trace", {}).get("leaks")
-    assert "trace" in found or not recipe.whole
 
 
 @pytest.mark.parametrize("case", [case for _, case in CASES], ids=IDS)

@@ -40,7 +40,8 @@ class Case:
     `output` names the tensor that holds the score; `judge` makes figures of the held-out cases and
     their scores. A sample has the model's input, `truth`, and what the judge's baselines need; for
     numbers also `typical` (the known cases' medians, for reasons), `drift_edges` and
-    `drift_shares`; `band` where scores in between go to a person.
+    `drift_shares`; `band` where scores in between go to a person; `residual_quantiles` where a
+    number's calibration is shown. A number at or above `threshold` is the event of its band.
     """
 
     model: str

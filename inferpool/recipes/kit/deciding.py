@@ -119,7 +119,7 @@ class Desk:
 
 def verdict_of(case: Case, sample: Sample, score: float) -> str:
     """The case's own verdict, or a person's where the score lies in the band."""
-    if "band" in sample and case.probability:
+    if "band" in sample:
         low, high = map(float, sample["band"])
         if low < high and low <= score <= high:
             return "refer to a person"

@@ -8,11 +8,13 @@ order on another number of threads, and a replay would no longer be bit for bit.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 
 from inferpool.recipes.kit.data import Array
+from inferpool.recipes.kit.split import crossed
 
 OPSET: Final = 17
 ML_OPSET: Final = 3
@@ -37,6 +39,20 @@ def boosted(kind: str, x: Array, y: Array, **settings: Any) -> Any:
     }
     assert int(chosen["n_estimators"]) <= TREES_MAX
     return getattr(lightgbm, f"LGBM{kind}")(**chosen).fit(x, y)
+
+
+def crossed_boosted(
+    kind: str, x: Array, y: Array, folds: Array, known: Array, **settings: Any
+) -> Array:
+    """Each known case's score (P(1), or the value) by a model of the other folds' known cases."""
+
+    def fit(rows: Array) -> Callable[[Array], Array]:
+        model = boosted(kind, x[rows], y[rows], **settings)
+        if kind == "Classifier":
+            return lambda held: model.predict_proba(x[held])[:, 1]
+        return lambda held: model.predict(x[held])
+
+    return crossed(fit, folds, known)
 
 
 def export_boosted(model: Any, fields: int, output: str) -> bytes:

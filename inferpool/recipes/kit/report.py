@@ -44,8 +44,20 @@ def html(facts: Mapping[str, Any]) -> str:
     return (
         f'<!doctype html><html lang="en">{head}<title>{title}</title>'
         f"<style>{_STYLE}</style><h1>{title}</h1><p>{escape(str(facts['summary']))}</p>"
-        f"<p>Data: {escape(str(facts['data']))}</p>{made}{body}</html>"
+        f"<p>Data: {escape(str(facts['data']))}</p>{made}"
+        f"{_shown(facts.get('shown', {}))}{body}</html>"
     )
+
+
+def _shown(demands: Mapping[str, Sequence[str]]) -> str:
+    """What a whole recipe has to show, and where it does not."""
+    items = [
+        f'<li class="bad">not for {escape(", ".join(lacking))}: {escape(name)}</li>'
+        if lacking
+        else f"<li>{escape(name)}</li>"
+        for name, lacking in demands.items()
+    ]
+    return f"<h3>Shown below</h3><ul>{''.join(items)}</ul>" if items else ""
 
 
 def _case(case: Mapping[str, Any]) -> str:

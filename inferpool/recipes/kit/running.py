@@ -74,7 +74,7 @@ def evaluate(
         ],
         "difference_to_engine": apart,
         "agrees": apart <= AGREE,
-        **_probability_facts(case, sample, scores),
+        **_trust(case, sample, scores),
         **({"sections": case.sections(sample, scores)} if sections and case.sections else {}),
     }
 
@@ -85,17 +85,21 @@ def judged(case: Case, sample: Sample, scores: Array) -> list[Figure]:
         return case.judge(sample, scores.astype(np.float64))
 
 
-def _probability_facts(case: Case, sample: Sample, scores: Array) -> dict[str, Any]:
-    if not case.probability:
-        return {}
+def _trust(case: Case, sample: Sample, scores: Array) -> dict[str, Any]:
     truth, said = sample["truth"], scores.astype(np.float64)
-    facts: dict[str, Any] = {
-        "calibration": [asdict(item) for item in calibration.bins(truth, said)],
-        "expected_calibration_error": calibration.expected_error(truth, said),
-    }
+    facts: dict[str, Any] = {}
+    if case.probability or "residual_quantiles" in sample:
+        found = (
+            calibration.bins(truth, said)
+            if case.probability
+            else calibration.coverage(truth, said, sample["residual_quantiles"])
+        )
+        facts["calibration"] = [asdict(item) for item in found]
+        facts["expected_calibration_error"] = calibration.expected_error(found)
     if "band" in sample:
+        event = truth if case.probability else (truth >= case.threshold).astype(int)
         low, high = map(float, sample["band"])
-        facts["band"] = asdict(calibration.band(truth, said, low, high, case.threshold))
+        facts["band"] = asdict(calibration.band(event, said, low, high, case.threshold))
     return facts
 
 
