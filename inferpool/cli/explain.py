@@ -84,7 +84,8 @@ def explained(home: Home, request_id: str) -> dict[str, Any]:
 
 
 def _print_choice(choice: dict[str, Any]) -> None:
-    worth = format_usd(choice["value_of_time_pico_usd_per_s"] * 3600)
+    hour = choice["value_of_time_pico_usd_per_s"] * 3600
+    worth = format_usd(round(hour, -8))  # to a hundredth of a cent
     OUT.print(
         f"[bold]{escape(choice['model'])}[/], {choice['task']}: about {choice['units_in']} units in"
         f" and {choice['units_out']} out, an hour worth {worth}; {choice['offers']} offers"

@@ -167,7 +167,7 @@ def test_sim(run: Run) -> None:
 
 
 def test_version(run: Run) -> None:
-    assert run("version").stdout == f"{__version__}\n"
+    assert run("--version").stdout == f"{__version__}\n"
 
 
 def test_nothing_runs(run: Run) -> None:
