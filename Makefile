@@ -48,6 +48,10 @@ bench: setup-test ## measure: the network tax of chat and tensors, paid
 bench-gateway: setup-test ## measure the gateway beside its upstream: bare, with features, paid
 	@$(RUN) bench.gateway
 
+.PHONY: bench-serving
+bench-serving: setup-test ## measure the node as a server, beside peers: PEERS="--peer mosec=PYTHON"
+	@$(RUN) bench.serving $(PEERS)
+
 chaos: setup-test ## 200 streams by real processes while nodes are killed every few seconds
 	@$(RUN) tests.faults.chaos 200
 
