@@ -20,8 +20,9 @@ from sqlalchemy import select
 
 from inferpool.chain.addresses import DEV_CHAIN_ID
 from inferpool.chain.cases import Case, Rule, find_cases
-from inferpool.node import payment, work
+from inferpool.node import work
 from inferpool.node.app import NodeApp
+from inferpool.payments import gate
 from inferpool.payments.journal import MemoryJournal
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.payments.schema import PAYEE_RECEIPTS
@@ -192,7 +193,7 @@ def test_a_node_that_answers_before_its_disk_is_caught(wire: Wire, dishonest) ->
         return done
 
     dishonest.setattr(PayeeLedger, "save_receipt", hasty)
-    dishonest.setattr(payment, "_booked", lambda value: (0, 0))
+    dishonest.setattr(gate, "_booked", lambda value: (0, 0))
     with suppress(Violated):
         live(4, wire)  # where a crash falls into that moment
     assert {case.rule for case in wire.cases()} == {Rule.TWO_RECEIPTS}
@@ -218,7 +219,7 @@ def test_a_key_that_outlives_its_disk_is_caught(wire: Wire, dishonest) -> None:
     payers tell where they are, as honest ones do; these here do not. Whoever loses the disk, or
     goes back to an old copy, must put a new key into service first."""
     wire.disks_die = True
-    dishonest.setattr(payment, "_booked", lambda value: (0, 0))
+    dishonest.setattr(gate, "_booked", lambda value: (0, 0))
     with suppress(Violated):
         live(2, wire)
     assert {case.rule for case in wire.cases()} == {Rule.TWO_RECEIPTS}
