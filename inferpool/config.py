@@ -59,6 +59,7 @@ class NodeConfig:
     price_step_usd_per_million: str = "500"  # steps of images
     min_deposit_base_units: int = 100_000
     withdraw_delay_s: int = 900
+    one_off_base_units: int = 10_000  # least of a payment by one transfer; 0: only channels
     window: int = 64  # maxima that one voucher of a payer may cover
     claim_every_s: int = 3600
     prices: tuple[str, ...] = ()  # "MODEL IN OUT" or "MODEL ROW", before the three above

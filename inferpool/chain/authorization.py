@@ -7,9 +7,10 @@ are under the settlement contract's; bindings of node keys under the registry's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
-from inferpool.chain.base import Claim, DepositAuthorization
+from inferpool.chain.base import Claim, DepositAuthorization, Transfer
 from inferpool.identity.signing import Key, verify
 from inferpool.protocol import eip712
 from inferpool.protocol.eip712 import keccak256
@@ -17,6 +18,10 @@ from inferpool.protocol.voucher import COLLECTOR_3009_ADDRESS, ChannelConfig, ch
 
 _RECEIVE_TYPE: Final = keccak256(
     b"ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,"
+    b"uint256 validBefore,bytes32 nonce)"
+)
+_TRANSFER_TYPE: Final = keccak256(
+    b"TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,"
     b"uint256 validBefore,bytes32 nonce)"
 )
 _CLAIM_ENTRY_TYPE: Final = keccak256(
@@ -91,6 +96,39 @@ def verify_deposit(
         config, amount, authorization, chain_id=chain_id, name=name, version=version
     )
     verify(digest, authorization.signature, config.payer)
+
+
+def transfer_digest(
+    transfer: Transfer, token: bytes, *, chain_id: int, name: str, version: str
+) -> bytes:
+    """What a holder signs so that anyone may move its tokens so (EIP-3009)."""
+    struct = keccak256(
+        _TRANSFER_TYPE
+        + eip712.address(transfer.holder)
+        + eip712.address(transfer.to)
+        + eip712.uint(transfer.amount)
+        + eip712.uint(transfer.valid_after_s)
+        + eip712.uint(transfer.valid_before_s)
+        + eip712.word(transfer.nonce)
+    )
+    return eip712.digest(eip712.domain(name, version, chain_id, token), struct)
+
+
+def sign_transfer(
+    key: Key, draft: Transfer, token: bytes, *, chain_id: int, name: str, version: str
+) -> Transfer:
+    """Sign a transfer of the key's own tokens."""
+    assert key.address == draft.holder, "only the holder can authorise a transfer"
+    digest = transfer_digest(draft, token, chain_id=chain_id, name=name, version=version)
+    return replace(draft, signature=key.sign(digest))
+
+
+def verify_transfer(
+    transfer: Transfer, token: bytes, *, chain_id: int, name: str, version: str
+) -> None:
+    """Raise Refused(bad_signature) unless the holder signed this transfer."""
+    digest = transfer_digest(transfer, token, chain_id=chain_id, name=name, version=version)
+    verify(digest, transfer.signature, transfer.holder)
 
 
 def claim_batch_digest(claims: Sequence[Claim], chain_id: int) -> bytes:

@@ -58,6 +58,19 @@ class DepositAuthorization:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfer:
+    """Tokens moved by the holder's signature alone (EIP-3009), sent by anyone; good once."""
+
+    holder: bytes
+    to: bytes
+    amount: int  # base units
+    valid_after_s: int
+    valid_before_s: int
+    nonce: bytes
+    signature: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class Registration:
     """One node of the registry, rebuilt from its events."""
 
@@ -100,6 +113,10 @@ class Chain(Protocol):
 
     async def settle(self, receiver: bytes, token: bytes) -> TransactionReceipt:
         """Pay out to the receiver all that was claimed for it."""
+        ...
+
+    async def transfer_authorized(self, token: bytes, transfer: Transfer) -> TransactionReceipt:
+        """Move tokens by their holder's signature; refused where it was used before."""
         ...
 
     async def unsettled(self, receiver: bytes, token: bytes) -> int:

@@ -21,6 +21,7 @@ from inferpool.chain.base import (
     DepositAuthorization,
     Registration,
     TransactionReceipt,
+    Transfer,
 )
 from inferpool.chain.events import REORG_DEPTH, EventReader
 from inferpool.chain.rpc import Post, Rpc, RpcRefused, post_by_urllib, unavailable
@@ -201,6 +202,20 @@ class EvmChain:
     async def settle(self, receiver: bytes, token: bytes) -> TransactionReceipt:
         """Pay out to the receiver all that was claimed for it; anyone may send it."""
         return await self._settlement("settle", receiver, token)
+
+    async def transfer_authorized(self, token: bytes, transfer: Transfer) -> TransactionReceipt:
+        """Move tokens by their holder's signature; anyone may send it."""
+        data = _TOKEN.call(
+            "transferWithAuthorization",
+            transfer.holder,
+            transfer.to,
+            transfer.amount,
+            transfer.valid_after_s,
+            transfer.valid_before_s,
+            transfer.nonce,
+            transfer.signature,
+        )
+        return await self._send(token, data)
 
     async def unsettled(self, receiver: bytes, token: bytes) -> int:
         """Base units that were claimed for a receiver and are not paid out to it yet."""

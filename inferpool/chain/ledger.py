@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn
 
-from inferpool.chain.authorization import deposit_nonce, verify_deposit
-from inferpool.chain.base import ChannelState, Claim, DepositAuthorization
+from inferpool.chain.authorization import deposit_nonce, verify_deposit, verify_transfer
+from inferpool.chain.base import ChannelState, Claim, DepositAuthorization, Transfer
 from inferpool.identity.signing import verify
 from inferpool.protocol.eip712 import UINT128_MAX
 from inferpool.protocol.errors import Refused
@@ -71,6 +71,31 @@ class Tokens:
         if allowed != _UINT256_MAX:
             self.allowances[token, holder, spender] = allowed - amount
 
+    def transfer_authorized(
+        self, token: bytes, transfer: Transfer, chain_id: int, now_s: int
+    ) -> None:
+        """Move base units by the holder's signature, once."""
+        use = (token, transfer.holder, transfer.nonce)
+        self.check_use(use, transfer.valid_after_s, transfer.valid_before_s, now_s)
+        name, version = self.domain
+        try:
+            verify_transfer(transfer, token, chain_id=chain_id, name=name, version=version)
+        except Refused:
+            refuse("dollar: invalid signature")
+        self.transfer(token, transfer.holder, transfer.to, transfer.amount)
+        self.used.add(use)
+
+    def check_use(
+        self, use: tuple[bytes, bytes, bytes], after_s: int, before_s: int, now_s: int
+    ) -> None:
+        """Refuse an authorisation out of its time, or one that was used."""
+        if now_s <= after_s:
+            refuse("dollar: authorization is not yet valid")
+        if now_s >= before_s:
+            refuse("dollar: authorization is expired")
+        if use in self.used:
+            refuse("dollar: authorization is used")
+
 
 class Settlement:
     """The channels. `now_s` is the time of the block that the operation is in."""
@@ -113,12 +138,7 @@ class Settlement:
         use: tuple[bytes, bytes, bytes],
         now_s: int,
     ) -> None:
-        if now_s <= permit.valid_after_s:
-            refuse("dollar: authorization is not yet valid")
-        if now_s >= permit.valid_before_s:
-            refuse("dollar: authorization is expired")
-        if use in self._tokens.used:
-            refuse("dollar: authorization is used")
+        self._tokens.check_use(use, permit.valid_after_s, permit.valid_before_s, now_s)
         name, version = self._tokens.domain
         try:
             verify_deposit(

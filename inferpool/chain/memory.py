@@ -27,6 +27,7 @@ from inferpool.chain.base import (
     DepositAuthorization,
     Registration,
     TransactionReceipt,
+    Transfer,
 )
 from inferpool.chain.court_ledger import CourtLedger, Verdict
 from inferpool.chain.ledger import Settlement, Tokens, refuse
@@ -170,6 +171,12 @@ class MemoryChain:
         """Pay out to the receiver all that was claimed for it."""
         self._world.settlement.settle(receiver, token)
         return self._mined("settle")
+
+    async def transfer_authorized(self, token: bytes, transfer: Transfer) -> TransactionReceipt:
+        """Move tokens by their holder's signature."""
+        world = self._world
+        world.tokens.transfer_authorized(token, transfer, self.chain_id, world.now_s())
+        return self._mined("token")
 
     async def unsettled(self, receiver: bytes, token: bytes) -> int:
         """Base units that were claimed for a receiver and are not paid out to it yet."""
@@ -341,6 +348,12 @@ class FailingChain:
     async def settle(self, receiver: bytes, token: bytes) -> TransactionReceipt:
         """As the seam says."""
         return await self._through("settle", lambda: self._chain.settle(receiver, token))
+
+    async def transfer_authorized(self, token: bytes, transfer: Transfer) -> TransactionReceipt:
+        """As the seam says."""
+        return await self._through(
+            "transfer_authorized", lambda: self._chain.transfer_authorized(token, transfer)
+        )
 
     async def unsettled(self, receiver: bytes, token: bytes) -> int:
         """As the seam says."""

@@ -71,15 +71,14 @@ def report_of(config: Config, home: Home) -> Earnings:
     path = home.ledger("node")
     if not path.exists():
         raise Refused("This machine has earned nothing yet: no ledger of a node is here.")
+    unit = pico_usd_per_base_unit(config.chain.asset_decimals)
     journal = SqlJournal(path)
     try:
-        earned, claims, energy = read_book(journal)
+        earned, claims, energy = read_book(journal, unit)
     finally:
         journal.close()
     rates = Rates(*_rates(config, detect(Store().root)))
-    return report(
-        earned, claims, energy, rates, pico_usd_per_base_unit(config.chain.asset_decimals)
-    )
+    return report(earned, claims, energy, rates, unit)
 
 
 def _rates(config: Config, hardware: Any) -> tuple[int, int, int | None]:

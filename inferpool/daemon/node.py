@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from inferpool.chain.base import Chain
 from inferpool.chain.client import EvmChain
 from inferpool.clock import SystemClock
 from inferpool.config import Config, NodeConfig
@@ -116,6 +117,21 @@ def terms_of(config: Config, chain: EvmChain, payee: bytes, authorizer: bytes) -
     )
 
 
+def gate_of(config: NodeConfig, terms: Terms, chain: Chain, ledger: PayeeLedger) -> PaymentGate:
+    """What lets paid requests in. Raises Refused(bad_config)."""
+    if config.one_off_base_units < 0:
+        message = "node.one_off_base_units must be 0 or more"
+        raise Refused(message, code="bad_config", param="node.one_off_base_units")
+    return PaymentGate(
+        terms,
+        chain,
+        ledger,
+        payers_of(config),
+        concurrent_per_channel=config.concurrent_per_channel,
+        one_off_least=config.one_off_base_units,
+    )
+
+
 def _window(maxima: int) -> int:
     if not 0 < maxima < 2**32:
         raise Refused("node.window must be 1 or more", code="bad_config", param="node.window")
@@ -137,7 +153,8 @@ async def serve_node(config: Config, home: Home, on_progress: OnProgress | None 
     endpoints = [Endpoint(item.url, tls.spki) for item in reach]
     if not reach or door.url.startswith("https:"):
         endpoints.insert(0, Endpoint(door.url, door.spki))
-    payee, payers = payee_of(settings, owner), payers_of(settings)
+    payee = payee_of(settings, owner)
+    payers_of(settings)  # a mistake is told before anything is loaded
     services = await load_services(config.node, Store(), on_progress)
     journal = SqlJournal(home.ledger("node"))
     try:
@@ -158,9 +175,7 @@ async def serve_node(config: Config, home: Home, on_progress: OnProgress | None 
             epoch=now_ms,
         )
         ledger = PayeeLedger(journal, chain.chain_id, terms.asset_decimals)
-        gate = PaymentGate(
-            terms, chain, ledger, payers, concurrent_per_channel=settings.concurrent_per_channel
-        )
+        gate = gate_of(settings, terms, chain, ledger)
         node = Node(key, services, offers, gate, ledger, clock)
         claimer = Claimer(terms, chain, ledger, gate, clock)
         await enter(chain, config, keys, endpoints[0].url)

@@ -29,8 +29,9 @@ from urllib.parse import parse_qs
 from inferpool import __version__
 from inferpool.metrics import CONTENT_TYPE
 from inferpool.node.control import CONTROL, Controls
-from inferpool.node.node import Node, PaymentNeeded
+from inferpool.node.node import Node
 from inferpool.node.tensors import model_metadata
+from inferpool.payments.gate import PaymentNeeded
 from inferpool.protocol import headers, limits
 from inferpool.protocol.encoding import from_hex, to_hex
 from inferpool.protocol.errors import BadRequest, InferpoolError, Unauthorized

@@ -19,9 +19,8 @@ from inferpool.node.offers import OfferBook
 from inferpool.node.services import Hosted, Services
 from inferpool.node.tensors import check_outputs, read_inputs, write_answer
 from inferpool.node.work import Work, sign_receipt
-from inferpool.payments import x402
 from inferpool.payments.chains import ReceiptChain
-from inferpool.payments.gate import Disagreement, PaymentGate
+from inferpool.payments.gate import PaymentGate
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.protocol import headers
@@ -41,14 +40,6 @@ from inferpool.transport.asgi import HttpRequest
 from inferpool.transport.base import Headers
 
 _SEED_MASK: Final = 2**32 - 1
-
-
-class PaymentNeeded(PaymentRequired):
-    """A 402 with the x402 header that lets a payer go on."""
-
-    def __init__(self, error: PaymentRequired, header: bytes) -> None:
-        super().__init__(error.message, code=error.code)
-        self.header = header
 
 
 @dataclass(slots=True)
@@ -205,19 +196,12 @@ class Node:
         header = request.headers.get(headers.PAYMENT_SIGNATURE)
         try:
             if header is None:
-                raise PaymentRequired(
-                    f"This request costs at most {units} base units of"
-                    f" {self.gate.terms.asset_name}. Pay by x402, scheme batch-settlement: send"
-                    " the header PAYMENT-SIGNATURE, made from the header PAYMENT-REQUIRED of this"
-                    " answer."
-                )
+                raise self.gate.unpaid(units)
             booked = request.headers.get(headers.BOOKED, b"") if own else b""
-            return await self.gate.admit(header, request_id, units, booked)
+            now_ms = self.clock.now_ms()
+            return await self.gate.admit(header, request_id, units, booked, now_ms)
         except PaymentRequired as error:
-            view = error.channel.view(corrective=True) if isinstance(error, Disagreement) else None
-            terms = self.gate.terms
-            required = x402.payment_required(terms, units, request.path, error, view)
-            raise PaymentNeeded(error, required) from None
+            raise self.gate.needed(error, units, request.path) from None
 
     # -- answers ---------------------------------------------------------------------------------
 
@@ -246,10 +230,7 @@ class Node:
         alone, for a payer that asked for chained receipts."""
         if work.short is not None:
             return [(headers.CHAINED_RECEIPT, work.short.header())]
-        channel = work.channel
-        response = x402.payment_response(
-            self.gate.terms, channel.config.payer, channel.view(), work.reported
-        )
+        response = self.gate.response(work.channel, work.reported)
         found = [(headers.PAYMENT_RESPONSE, response)]
         if work.signed is not None:
             found.append((headers.RECEIPT, work.signed.header()))

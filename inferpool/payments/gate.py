@@ -10,6 +10,7 @@ from typing import Final
 
 from inferpool.chain.base import Chain
 from inferpool.payments import x402
+from inferpool.payments.one_off import OneOffs
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.payments.payers import ANYONE, Payers
@@ -31,26 +32,31 @@ class PaymentGate:
         ledger: PayeeLedger,
         payers: Payers = ANYONE,
         concurrent_per_channel: int = CONCURRENT_PER_CHANNEL,
+        one_off_least: int = 0,
     ) -> None:
         self.terms, self.payers = terms, payers
         self._concurrent = concurrent_per_channel
         self._chain = chain
+        self.one_offs = OneOffs(terms, chain, ledger, one_off_least)
         self._ledger = ledger
         self._fresh: set[bytes] = set()  # channels whose chain state was read since the start
         self._locks: dict[bytes, asyncio.Lock] = {}
 
     async def admit(
-        self, header: bytes, request_id: bytes, maximum: int, booked: bytes = b""
+        self, header: bytes, request_id: bytes, maximum: int, booked: bytes = b"", now_ms: int = 0
     ) -> PayeeChannel:
         """Hold `maximum` base units for a request. Raises PaymentRequired with the reason.
 
-        `booked`: our own payer's header of that name, or nothing.
+        `booked`: our own payer's header of that name, or nothing. `now_ms`: when it is.
 
         RateLimited where the channel has too many requests in flight: one payer, however rich,
         leaves places to others. Asked before the signature is checked and before the voucher is
         kept, so that what is refused costs little and changes nothing.
         """
         payment = x402.parse_payment(header)
+        if isinstance(payment, x402.ExactPayment):
+            self.payers.check(payment.transfer.holder)
+            return await self.one_offs.admit(payment, request_id, maximum, now_ms)
         self._check_terms(payment, maximum)
         self.payers.check(payment.config.payer)
         channel_id = payment.config.channel_id(self.terms.chain_id)
@@ -74,6 +80,38 @@ class PaymentGate:
         except PaymentRequired as error:
             raise Disagreement(error, channel) from None
         return channel
+
+    def needed(self, error: PaymentRequired, maximum: int, url: str) -> PaymentNeeded:
+        """The 402 that says why, and how to go on: for a request of at most `maximum` base units
+        at a path."""
+        view = error.channel.view(corrective=True) if isinstance(error, Disagreement) else None
+        exact = self.one_offs.amount(maximum)
+        return PaymentNeeded(
+            error, x402.payment_required(self.terms, maximum, url, error, view, exact)
+        )
+
+    def unpaid(self, maximum: int) -> PaymentRequired:
+        """What to tell a caller who sent no payment."""
+        name, exact = self.terms.asset_name, self.one_offs.amount(maximum)
+        once = (
+            f" Or pay once for this request, scheme exact: {exact} base units by EIP-3009; nothing"
+            " of that comes back, and where no answer came the same payment is good again."
+            if exact
+            else ""
+        )
+        return PaymentRequired(
+            f"This request costs at most {maximum} base units of {name}. Pay by x402, scheme"
+            " batch-settlement: send the header PAYMENT-SIGNATURE, made from the header"
+            " PAYMENT-REQUIRED of this answer; you are charged what is used, and what is left in"
+            f" the channel stays yours.{once}"
+        )
+
+    def response(self, channel: PayeeChannel, reported: int) -> bytes:
+        """PAYMENT-RESPONSE for a request, of which `reported` base units were reported now."""
+        payer = channel.config.payer
+        if channel.transaction:
+            return x402.exact_response(self.terms, payer, channel.transaction, channel.balance)
+        return x402.payment_response(self.terms, payer, channel.view(), reported)
 
     def _check_terms(self, payment: x402.Payment, maximum: int) -> None:
         config, terms = payment.config, self.terms
@@ -164,6 +202,14 @@ def _booked(value: bytes) -> tuple[int, int]:
             code="payment_invalid",
         )
     return int(seq), int(total)
+
+
+class PaymentNeeded(PaymentRequired):
+    """A 402 with the x402 header that lets a payer go on."""
+
+    def __init__(self, error: PaymentRequired, header: bytes) -> None:
+        super().__init__(error.message, code=error.code)
+        self.header = header
 
 
 class Disagreement(PaymentRequired):

@@ -39,6 +39,7 @@ class PayeeChannel:
     held_total: int = 0
     prepaid: dict[bytes, int] = field(default_factory=dict)  # maxima reported before their work
     prepaid_total: int = 0
+    transaction: bytes = b""  # of a one-off payment: the transfer was all, nothing is claimed
 
     @property
     def earned(self) -> int:

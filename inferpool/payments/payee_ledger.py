@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects.sqlite import insert
 
+from inferpool.chain.base import Transfer
 from inferpool.payments.journal import Journal, Write
 from inferpool.payments.payee import PayeeChannel
-from inferpool.payments.schema import PAYEE_CHANNELS, PAYEE_CLAIMS, PAYEE_ENERGY, PAYEE_RECEIPTS
+from inferpool.payments.schema import (
+    PAYEE_CHANNELS,
+    PAYEE_CLAIMS,
+    PAYEE_ENERGY,
+    PAYEE_RECEIPTS,
+    PAYEE_TRANSFERS,
+)
 from inferpool.protocol.encoding import parse
 from inferpool.protocol.limits import CHANNELS_MAX, RECEIPTS_PAGE_MAX, REQUEST_IDS_KEPT_MAX
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.voucher import ChannelConfig, canonical_config
 
 _MUTABLE = ("best", "best_signature", "total_pico_usd", "reported", "seq", "claimed")
+
+
+@dataclass(frozen=True, slots=True)
+class PaidTransfer:
+    """A one-off payment that was mined: base units, and the request that it bought, if any yet."""
+
+    amount: int
+    transaction: bytes
+    request_id: bytes
 
 
 class PayeeLedger:
@@ -54,6 +71,15 @@ class PayeeLedger:
                 set_={name: added.excluded[name] for name in ("microjoules", "busy_ms")},
             )
         )
+        self._save_transfer = journal.compile(insert(PAYEE_TRANSFERS))
+        self._answer_transfer = journal.compile(
+            update(PAYEE_TRANSFERS)
+            .where(
+                PAYEE_TRANSFERS.c.payer == bindparam("of_payer"),
+                PAYEE_TRANSFERS.c.nonce == bindparam("of_nonce"),
+            )
+            .values(request_id=bindparam("answered"))
+        )
         ids = select(PAYEE_RECEIPTS.c.request_id).limit(REQUEST_IDS_KEPT_MAX)
         self._saving: dict[bytes, bytes] = {}  # request id -> channel id
         self._receipted: set[bytes] = {row.request_id for row in journal.read(ids)}
@@ -67,9 +93,33 @@ class PayeeLedger:
         query = select(PAYEE_RECEIPTS.c.seq).where(PAYEE_RECEIPTS.c.request_id == request_id)
         return bool(self._journal.read(query))
 
+    def transfer(self, payer: bytes, nonce: bytes) -> PaidTransfer | None:
+        """A one-off payment that was mined, whether it bought an answer yet or not."""
+        table = PAYEE_TRANSFERS.c
+        query = select(table.amount, table.transaction, table.request_id)
+        for row in self._journal.read(query.where(table.payer == payer, table.nonce == nonce)):
+            return PaidTransfer(int(row.amount), row.transaction, row.request_id)
+        return None
+
+    def save_transfer(
+        self, transfer: Transfer, channel_id: bytes, transaction: bytes, fee_wei: int, now_ms: int
+    ) -> asyncio.Future[None]:
+        """Make a one-off payment durable: it is the payer's until it bought an answer."""
+        values: dict[str, object] = {
+            "payer": transfer.holder,
+            "nonce": transfer.nonce,
+            "amount": str(transfer.amount),
+            "transaction": transaction,
+            "fee_wei": str(fee_wei),
+            "paid_ms": now_ms,
+            "channel_id": channel_id,
+            "request_id": b"",
+        }
+        return self._journal.write([Write(self._save_transfer, values)])
+
     def save_channel(self, channel: PayeeChannel) -> asyncio.Future[None]:
         """Make a channel's best voucher and totals durable."""
-        return self._journal.write([self._channel_write(channel)])
+        return self._journal.write([] if channel.transaction else [self._channel_write(channel)])
 
     def save_receipt(
         self, channel: PayeeChannel, signed: SignedReceipt, model: str
@@ -88,9 +138,12 @@ class PayeeLedger:
             "ended_ms": receipt.ended_ms,
             "data": signed.pack(),
         }
-        saved = self._journal.write(
-            [self._channel_write(channel), Write(self._save_receipt, values)]
-        )
+        totals = self._channel_write(channel)
+        if channel.transaction:  # a one-off payment has no channel, and is used up now
+            config = channel.config
+            answered = {"of_payer": config.payer, "of_nonce": config.salt}
+            totals = Write(self._answer_transfer, {**answered, "answered": receipt.request_id})
+        saved = self._journal.write([totals, Write(self._save_receipt, values)])
         saved.add_done_callback(lambda _: self._saving.pop(receipt.request_id))
         return saved
 

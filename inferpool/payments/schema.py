@@ -52,6 +52,22 @@ PAYEE_CLAIMS: Final = Table(
     Column("fee_wei", _AMOUNT, nullable=False),
 )
 
+# Payments by one transfer (x402's scheme exact). Settled, whether an answer was given for it yet
+# or not: a payment buys one answer, and may be shown again until it did.
+PAYEE_TRANSFERS: Final = Table(
+    "payee_transfers",
+    METADATA,
+    Column("payer", LargeBinary, primary_key=True),
+    Column("nonce", LargeBinary, primary_key=True),
+    Column("amount", _AMOUNT, nullable=False),  # base units
+    Column("transaction", LargeBinary, nullable=False),
+    Column("fee_wei", _AMOUNT, nullable=False),
+    Column("paid_ms", BigInteger, nullable=False),
+    Column("channel_id", LargeBinary, nullable=False),  # under which its receipt is kept
+    Column("request_id", LargeBinary, nullable=False),  # that was answered for it; empty: none yet
+    Index("payee_transfers_by_channel", "channel_id"),
+)
+
 # Energy that the CPU's own counters measured while work ran; one row an hour.
 PAYEE_ENERGY: Final = Table(
     "payee_energy",

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import orjson
 
-from inferpool.chain.base import DepositAuthorization
+from inferpool.chain.base import DepositAuthorization, Transfer
 from inferpool.protocol.encoding import from_base64, from_hex, to_base64, to_checksum, to_hex
 from inferpool.protocol.errors import PaymentRequired
 from inferpool.protocol.limits import PAYMENT_HEADER_MAX
@@ -22,6 +22,7 @@ from inferpool.protocol.voucher import ChannelConfig, Voucher
 
 X402_VERSION: Final = 2
 SCHEME: Final = "batch-settlement"
+EXACT: Final = "exact"
 _PREFIX: Final = "invalid_batch_settlement_evm_"
 
 # Our error code -> x402's reason. The SDKs act on two of them (the corrective 402).
@@ -35,6 +36,8 @@ REASONS: Final[dict[str, str]] = {
     "channel_not_found": _PREFIX + "channel_not_found",
     "channel_closing": _PREFIX + "channel_busy",
     "deposit_failed": _PREFIX + "deposit_transaction_failed",
+    "transfer_failed": "transaction_failed",
+    "payment_used": "invalid_exact_evm_nonce_already_used",
 }
 
 
@@ -49,6 +52,16 @@ class Payment:
     accepted_network: str
     deposit_amount: int = 0
     authorization: DepositAuthorization | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExactPayment:
+    """A parsed PAYMENT-SIGNATURE of scheme `exact`: one transfer for one request."""
+
+    transfer: Transfer
+    accepted_amount: int
+    accepted_network: str
+    accepted_asset: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +95,33 @@ def requirements(terms: Terms, amount: int) -> dict[str, object]:
     }
 
 
+def exact_requirements(terms: Terms, amount: int) -> dict[str, object]:
+    """The entry of `accepts` for a payment by one transfer, of exactly this many base units."""
+    return {
+        "scheme": EXACT,
+        "network": terms.network,
+        "asset": to_checksum(terms.asset),
+        "amount": str(amount),
+        "payTo": to_checksum(terms.payee),
+        "maxTimeoutSeconds": 300,
+        "extra": {
+            "name": terms.asset_name,
+            "version": terms.asset_version,
+            "assetTransferMethod": "eip3009",
+        },
+    }
+
+
 def payment_required(
-    terms: Terms, amount: int, url: str, error: PaymentRequired, view: ChannelView | None = None
+    terms: Terms,
+    amount: int,
+    url: str,
+    error: PaymentRequired,
+    view: ChannelView | None = None,
+    exact: int = 0,
 ) -> bytes:
-    """PAYMENT-REQUIRED; with `view` a corrective one, from which a payer can go on."""
+    """PAYMENT-REQUIRED; with `view` a corrective one, from which a payer can go on. `exact`: base
+    units of a payment by one transfer, where these are taken."""
     entry = requirements(terms, amount)
     if view is not None and view.signature:
         extra = dict(entry["extra"])  # type: ignore[call-overload]
@@ -100,7 +136,7 @@ def payment_required(
             "x402Version": X402_VERSION,
             "error": REASONS.get(error.code, error.code),
             "resource": {"url": url, "description": error.message, "mimeType": "application/json"},
-            "accepts": [entry],
+            "accepts": [entry, *([exact_requirements(terms, exact)] if exact else [])],
         }
     )
 
@@ -149,14 +185,29 @@ def payment_response(terms: Terms, payer: bytes, view: ChannelView, charged: int
     )
 
 
+def exact_response(terms: Terms, payer: bytes, transaction: bytes, amount: int) -> bytes:
+    """PAYMENT-RESPONSE of scheme `exact`: the transaction that paid, and its base units."""
+    return _encode(
+        {
+            "success": True,
+            "payer": to_checksum(payer),
+            "transaction": to_hex(transaction),
+            "network": terms.network,
+            "amount": str(amount),
+        }
+    )
+
+
 @lru_cache(maxsize=256)  # of 16 KiB at most each; a window sends the same bytes again
-def parse_payment(value: bytes) -> Payment:
+def parse_payment(value: bytes) -> Payment | ExactPayment:
     """Parse PAYMENT-SIGNATURE. Raises PaymentRequired(payment_invalid) that says what is wrong."""
     try:
         body = _decode(value)
         if body.get("x402Version") != X402_VERSION:
             raise ValueError("x402Version must be 2")
         payload, accepted = _object(body, "payload"), _object(body, "accepted")
+        if accepted.get("scheme") == EXACT:
+            return _exact(payload, accepted)
         kind = payload.get("type")
         if kind not in ("voucher", "deposit"):
             raise ValueError("payload.type must be voucher or deposit")
@@ -225,6 +276,24 @@ def _deposit(payload: dict[str, object]) -> tuple[int, DepositAuthorization]:
         valid_before_s=_amount(inner, "validBefore", 2**64),
         salt=int.from_bytes(from_hex(inner.get("salt"), 32), "big"),
         signature=from_hex(inner.get("signature"), 65),
+    )
+
+
+def _exact(payload: dict[str, object], accepted: dict[str, object]) -> ExactPayment:
+    inner, network = _object(payload, "authorization"), accepted.get("network")
+    return ExactPayment(
+        Transfer(
+            holder=from_hex(inner.get("from"), 20),
+            to=from_hex(inner.get("to"), 20),
+            amount=_amount(inner, "value", 2**128),
+            valid_after_s=_amount(inner, "validAfter", 2**64),
+            valid_before_s=_amount(inner, "validBefore", 2**64),
+            nonce=from_hex(inner.get("nonce"), 32),
+            signature=from_hex(payload.get("signature"), 65),
+        ),
+        accepted_amount=_amount(accepted, "amount", 2**128),
+        accepted_network=network if isinstance(network, str) else "",
+        accepted_asset=from_hex(accepted.get("asset"), 20),
     )
 
 

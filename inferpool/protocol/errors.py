@@ -55,6 +55,8 @@ CODES: Final[dict[str, tuple[int, str, str]]] = {
     "channel_not_found": (402, "payment_error", "The channel holds no money on the chain."),
     "channel_closing": (402, "payment_error", "The payer asked to withdraw this channel."),
     "deposit_failed": (402, "payment_error", "The deposit did not go through on the chain."),
+    "transfer_failed": (402, "payment_error", "The one-off payment did not go through."),
+    "payment_used": (402, "payment_error", "A one-off payment that bought an answer before."),
     "budget_exceeded": (402, "insufficient_quota", "The key's budget does not cover the maximum."),
     "capital_exceeded": (
         402,

@@ -144,7 +144,7 @@ class SimNode:
         )
         chain: Chain = self.chain.with_sender(key, key)
         ledger = PayeeLedger(self.journal, self.chain.chain_id, 6)
-        gate = PaymentGate(terms, chain, ledger)
+        gate = PaymentGate(terms, chain, ledger, one_off_least=200)
         self.node = Node(key, services, offers, gate, ledger, self.clock, self.random.randbytes)
         self.claimer = Claimer(terms, chain, ledger, gate, self.clock)
         self.app = NodeApp(self.node, self._claim, "control")

@@ -10,13 +10,14 @@ from inferpool.chain.addresses import (
     DEV_DOLLAR_ADDRESS,
     DEV_REGISTRY_ADDRESS,
 )
-from inferpool.chain.base import Chain, ChannelState
+from inferpool.chain.base import Chain, ChannelState, Transfer
 from inferpool.chain.court_ledger import BURN_ADDRESS
 from inferpool.chain.memory import GAS, FailingChain, Failure, MemoryChain
 from inferpool.protocol.errors import Refused, Unavailable
 from inferpool.protocol.voucher import CHANNELS_ADDRESS
 from tests.chain import signed
 
+TRANSFER = Transfer(bytes(20), bytes(20), 1, 0, 1, bytes(32))
 UNAVAILABLE = Unavailable("the chain does not answer", code="chain_unavailable")
 
 
@@ -132,6 +133,7 @@ def test_every_call_of_the_seam_can_fail(funded, dev_world, run) -> None:
         failing.claim([dev_world.claim(config, 1)]),
         failing.settle(config.receiver, config.token),
         failing.unsettled(config.receiver, config.token),
+        failing.transfer_authorized(config.token, TRANSFER),
         failing.initiate_withdraw(config, 1),
         failing.finalize_withdraw(config),
         failing.refund(config, 1),

@@ -24,6 +24,7 @@ from x402.mechanisms.evm.batch_settlement.client import (
     BatchSettlementEvmSchemeOptions,
 )
 from x402.mechanisms.evm.batch_settlement.client.storage import InMemoryClientChannelStorage
+from x402.mechanisms.evm.exact import ExactEvmScheme
 from x402.mechanisms.evm.signers import EthAccountSigner
 
 from inferpool.chain.addresses import DEV_DOLLAR_ADDRESS
@@ -111,6 +112,28 @@ async def payer(pool: Running, funds: int) -> AsyncIterator[Payer]:
     )
     scheme = BatchSettlementEvmScheme(EthAccountSigner(account), options)
     client.register(f"eip155:{pool.chain_id}", scheme)
+    client.set_spend_controls(False)
+    trips: list[tuple[httpx.Request, httpx.Response]] = []
+
+    class Spy(httpx.AsyncHTTPTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            answer = await super().handle_async_request(request)
+            trips.append((request, answer))
+            return answer
+
+    async with httpx.AsyncClient(transport=x402AsyncTransport(client, Spy()), timeout=30) as http:
+        yield Payer(pool, chain, address, http, trips)
+
+
+@asynccontextmanager
+async def one_off(pool: Running, funds: int) -> AsyncIterator[Payer]:
+    """A stranger whose SDK knows one transfer a request, scheme exact, and no channel."""
+    account = Account.create()
+    chain = await EvmChain.connect(pool.url("chain"))
+    address = from_hex(account.address.lower(), 20)
+    await chain.faucet(address, 0, funds)
+    client = x402Client()
+    client.register(f"eip155:{pool.chain_id}", ExactEvmScheme(EthAccountSigner(account)))
     client.set_spend_controls(False)
     trips: list[tuple[httpx.Request, httpx.Response]] = []
 
@@ -224,6 +247,34 @@ def test_without_payment_the_node_says_how_to_pay(pool: Running) -> None:
     terms = decoded(answer.headers["payment-required"])
     assert terms["accepts"][0]["scheme"] == "batch-settlement"
     assert terms["accepts"][0]["network"] == f"eip155:{pool.chain_id}"
+
+
+def test_one_transfer_buys_one_answer_and_is_paid_before_it(pool: Running) -> None:
+    async def run() -> None:
+        async with one_off(pool, FUNDS) as payer:
+            owner = from_hex(pool.pool.running["node"].facts["owner"], 20)
+            before = await payer.chain.token_balance(DEV_DOLLAR_ADDRESS, owner)
+            whole = await payer.chat()
+            price = decoded(payer.trips[0][1].headers["payment-required"])["accepts"][1]
+            assert (price["scheme"], price["amount"]) == ("exact", "10000"), "a cent at least"
+            paid = decoded(whole.headers["payment-response"])
+            assert paid["success"] is True
+            assert paid["amount"] == "10000"
+            mined = await payer.chain.rpc.call("eth_getTransactionReceipt", paid["transaction"])
+            assert int(mined["status"], 16) == 1
+            streamed = await payer.chat(stream=True)
+            assert streamed.text.rstrip().endswith("data: [DONE]")
+            await payer.infer()
+            after = await payer.chain.token_balance(DEV_DOLLAR_ADDRESS, owner)
+            left = await payer.chain.token_balance(DEV_DOLLAR_ADDRESS, payer.address)
+            assert after - before == FUNDS - left == 30_000, "at once, without a claim"
+            spent = payer.trips[-1][0]
+            async with httpx.AsyncClient() as thief:
+                again = await thief.send(spent)
+            assert again.status_code == 402
+            assert again.json()["code"] == "payment_used"
+
+    asyncio.run(run())
 
 
 def test_payer_without_money_gets_no_work(pool: Running) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from inferpool.chain.authorization import authorize_deposit
+from inferpool.chain.authorization import authorize_deposit, sign_transfer
+from inferpool.chain.base import Transfer
 from inferpool.chain.memory import MemoryChain
 from inferpool.clock import LoopClock
 from inferpool.identity.signing import Key
@@ -17,7 +18,7 @@ from inferpool.payments import x402
 from inferpool.payments.payer import PayerChannel
 from inferpool.protocol import headers
 from inferpool.protocol.chat import ChatRequest
-from inferpool.protocol.encoding import from_base64, sha256, to_hex
+from inferpool.protocol.encoding import from_base64, sha256, to_base64, to_hex
 from inferpool.protocol.evidence import evidence_request_digest
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.offer import Offer, SignedOffer
@@ -257,6 +258,37 @@ class Payer:
         answer = await self.world.send("POST", INFER, pairs, tensor_body(tensor(rows)))
         self._book(answer, request_id)
         return answer
+
+    def transfer(self, amount: int, nonce: bytes = b"", **changes: Any) -> Transfer:
+        """A signed one-off payment."""
+        terms = self.offer.terms
+        values = {"holder": self.key.address, "to": terms.payee, "amount": amount}
+        values |= {"valid_after_s": 0, "valid_before_s": 2**40, "nonce": nonce or self.next_id()}
+        domain = {"name": terms.asset_name, "version": terms.asset_version}
+        draft = Transfer(**(values | changes))
+        return sign_transfer(self.key, draft, terms.asset, chain_id=terms.chain_id, **domain)
+
+    def paid_once(self, transfer: Transfer, amount: int | None = None) -> Pairs:
+        """Headers of a request that is paid by one transfer."""
+        terms = self.offer.terms
+        accepted = x402.exact_requirements(terms, transfer.amount if amount is None else amount)
+        value = {
+            "x402Version": 2,
+            "accepted": accepted,
+            "payload": {
+                "authorization": {
+                    "from": to_hex(transfer.holder),
+                    "to": to_hex(transfer.to),
+                    "value": str(transfer.amount),
+                    "validAfter": str(transfer.valid_after_s),
+                    "validBefore": str(transfer.valid_before_s),
+                    "nonce": to_hex(transfer.nonce),
+                },
+                "signature": to_hex(transfer.signature),
+            },
+        }
+        header = to_base64(json.dumps(value).encode()).encode()
+        return [(headers.PAYMENT_SIGNATURE, header)]
 
     def _book(self, answer: Answer, request_id: bytes) -> None:
         if answer.status != 200:

@@ -74,7 +74,8 @@ async def test_without_payment_the_402_says_what_to_do(path: str) -> None:
         offer = (await made.offer()).offer
         found = decode_payment_required_header(answer.headers[headers.PAYMENT_REQUIRED].decode())
         assert isinstance(found, PaymentRequired)
-        (entry,) = found.accepts
+        entry, once = found.accepts
+        assert once.scheme == "exact"
         assert entry.scheme == "batch-settlement"
         assert entry.pay_to.lower() == to_hex(offer.terms.payee)
         assert entry.network == offer.terms.network

@@ -102,7 +102,7 @@ async def test_the_book_of_a_node_agrees_with_its_receipts_and_the_chain(tmp_pat
         await world.chat(model="nothing")
         await world.node._claim()
         costs.append((await world.chat(max_tokens=3))[1]["inferpool"]["cost_pico_usd"])
-        earned, claimed, energy = read_book(world.node.journal)
+        earned, claimed, energy = read_book(world.node.journal, 10**6)
         found = report(earned, claimed, energy, Rates(0, 0), 10**6)
         assert [item.charge for item in earned] == costs
         assert found.total.earned == sum(costs)

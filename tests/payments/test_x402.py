@@ -18,6 +18,7 @@ from x402.http.utils import (
     encode_payment_required_header,
     encode_payment_signature_header,
 )
+from x402.mechanisms.evm import constants as sdk_constants
 from x402.mechanisms.evm.batch_settlement import errors as sdk_errors
 from x402.mechanisms.evm.batch_settlement.client import BatchSettlementEvmScheme
 from x402.mechanisms.evm.batch_settlement.client.channel import process_payment_response
@@ -104,7 +105,12 @@ def test_the_sdk_reads_our_corrective_402() -> None:
 
 @pytest.mark.parametrize("code", x402.REASONS)
 def test_every_reason_is_one_that_the_sdk_knows(code: str) -> None:
-    known = {getattr(sdk_errors, item) for item in dir(sdk_errors) if item.startswith("ERR_")}
+    known = {
+        getattr(errors_of, item)
+        for errors_of in (sdk_errors, sdk_constants)
+        for item in dir(errors_of)
+        if item.startswith("ERR_")
+    }
     assert required(code=code).error in known | {"payment_required"}
     assert errors.CODES[code][0] == 402
     assert set(x402.REASONS) >= {
