@@ -1,7 +1,9 @@
-"""A batcher without a timer: what queued during the last run goes together in the next.
+"""A batcher without a timer: what came in one turn of the loop, or during the last run, goes
+together.
 
-A lone caller never waits, a busy model gets full batches, and there is nothing to tune. A model
-so small that a hop to a thread would cost more than the run itself runs on the loop.
+A lone caller waits for the end of the turn, which is nothing, a busy model gets full batches, and
+there is nothing to tune. A model so small that a hop to a thread would cost more than the run
+itself runs on the loop.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ MAX_QUEUED: Final = 1024  # calls; at 64 a batch that is 16 runs of waiting
 # A hop to a thread and back costs 60 us and two wake-ups; a run below 300 us delays the loop's
 # other callers less than a garbage collection does.
 INLINE_S: Final = 300e-6
-_LEARN: Final = 0.2  # weight of the newest run in the estimate
+# One run that something else on the machine cut into says little; a few in a row are believed.
+_UP, _DOWN = 1.25, 0.5  # what one run may change of the estimate for its size
+_SIZES: Final = 48  # powers of two of bytes
 
 
 @dataclass(slots=True)
@@ -48,38 +52,36 @@ class Batcher:
         max_rows: int = MAX_ROWS,
         max_queued: int = MAX_QUEUED,
         threads: int = 1,
+        inline_s: float = INLINE_S,
     ) -> None:
         self._run = run
         self.joinable = joinable
         self._max_rows, self._max_queued = max_rows, max_queued
         self._pool = ThreadPoolExecutor(threads, "inferpool-tensor")
         self._threads = threads
+        self._inline_s = inline_s
         self._queue: deque[_Item] = deque()
         # Counted apart from the tasks: a worker that found the queue empty is done in this very
         # step, its task only some steps later, and a call in between must start another.
         self._busy = 0
         self._workers: set[asyncio.Task[None]] = set()
-        self._seconds_per_byte: float | None = None
+        self._seconds: list[float | None] = [None] * _SIZES  # of a run, by the bits of its size
         self._closed = False
 
     async def submit(self, arrays: Arrays, rows: int) -> Arrays:
         """The outputs for these rows. Raises Unavailable: overloaded, engine_failed."""
         if self._closed:
             raise Unavailable("the engine is closed", code="engine_unavailable")
-        size = sum(_size(array) for array in arrays)
-        if not self._busy and self._inline(size):
-            return self._timed(arrays, size)
         if len(self._queue) >= self._max_queued:
             message = f"{self._max_queued} calls wait for this model already"
             raise Unavailable(message, code="overloaded", retry_after_s=1)
         loop = asyncio.get_running_loop()
+        size = sum(_size(array) for array in arrays)
         item = _Item(arrays, rows, size, loop.create_future())
         self._queue.append(item)
         if self._busy < self._threads:
             self._busy += 1
-            worker = loop.create_task(self._work())
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+            loop.call_soon(self._start)
         return await item.done
 
     async def close(self) -> None:
@@ -98,28 +100,46 @@ class Batcher:
 
     # -- the worker ------------------------------------------------------------------------------
 
-    async def _work(self) -> None:
-        try:
-            while batch := self._take():
-                await self._run_batch(batch)
-        finally:
+    def _start(self) -> None:
+        """Run what came in this turn of the loop; a worker where the model is not that small."""
+        loop = asyncio.get_running_loop()
+        batch = self._take()
+        if not batch:
             self._busy -= 1
+        elif self._inline(batch):
+            self._finish(batch, self._attempt(batch))
+            loop.call_soon(self._start)  # not at once: tiny batches must not starve the loop
+        else:
+            worker = loop.create_task(self._work(batch))
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
 
-    async def _run_batch(self, batch: list[_Item]) -> None:
-        arrays, size = _joined(batch), sum(item.size for item in batch)
+    async def _work(self, batch: list[_Item]) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            if self._inline(size):
-                outputs = self._timed(arrays, size)
-                await asyncio.sleep(0)  # a stream of tiny batches must not starve the loop
-            else:
-                loop = asyncio.get_running_loop()
-                outputs = await loop.run_in_executor(self._pool, self._timed, arrays, size)
-            parts = _split(outputs, [item.rows for item in batch])
-        except Exception as error:  # the batch's fault must not end the worker: others would wait
-            failed = Unavailable(f"the model failed: {error}", code="engine_failed")
+            while batch and not self._inline(batch):
+                found = await loop.run_in_executor(self._pool, self._attempt, batch)
+                self._finish(batch, found)
+                batch = self._take()
+        finally:
+            self._queue.extendleft(reversed(batch))
+            loop.call_soon(self._start)
+
+    def _attempt(self, batch: list[_Item]) -> Arrays | Exception:
+        """Run on the loop or in a thread; what fails must not end who runs: others wait."""
+        try:
+            return self._timed(_joined(batch), sum(item.size for item in batch))
+        except InferpoolError as error:
+            return error
+        except Exception as error:
+            return Unavailable(f"the model failed: {error}", code="engine_failed")
+
+    def _finish(self, batch: list[_Item], found: Arrays | Exception) -> None:
+        if isinstance(found, Exception):
             for item in batch:
-                self._settle(item, error if isinstance(error, InferpoolError) else failed)
+                self._settle(item, found)
             return
+        parts = _split(found, [item.rows for item in batch])
         if parts is None:  # rows out are not rows in: never join again, run these alone
             self.joinable = False
             self._queue.extendleft(reversed(batch))
@@ -144,24 +164,37 @@ class Batcher:
             rows += item.rows
         return batch
 
-    def _inline(self, size: int) -> bool:
-        rate = self._seconds_per_byte
-        return rate is not None and rate * size < INLINE_S
+    def _inline(self, batch: list[_Item]) -> bool:
+        expected_s = self._expected(sum(item.size for item in batch))
+        return expected_s is not None and expected_s < self._inline_s
+
+    def _expected(self, size: int) -> float | None:
+        """Seconds of a run of so many bytes: as measured for that size, else no less than it can
+        take: as long as a larger one, else in proportion to a smaller one."""
+        bits = min(size.bit_length(), _SIZES - 1)
+        for known in self._seconds[bits:]:
+            if known is not None:
+                return known
+        for smaller in range(bits - 1, -1, -1):
+            known = self._seconds[smaller]
+            if known is not None:
+                return known * 2.0 ** (bits - smaller)
+        return None
 
     def _timed(self, arrays: Arrays, size: int) -> Arrays:
-        """Run and learn: seconds per byte, quick to believe a slow run, slow to forget it.
-
-        Small inputs overstate the rate and large ones then go to the thread: the safe side.
-        """
+        """Run and learn."""
         start_s = perf_counter()
         outputs = self._run(arrays)
-        seen = (perf_counter() - start_s) / max(size, 1)
-        rate = self._seconds_per_byte
-        self._seconds_per_byte = seen if rate is None else rate + _LEARN * (seen - rate)
+        seen_s = perf_counter() - start_s
+        bits = min(size.bit_length(), _SIZES - 1)
+        before = self._seconds[bits]
+        if before is not None:
+            seen_s = min(max(seen_s, _DOWN * before), _UP * before)
+        self._seconds[bits] = seen_s
         return outputs
 
     @staticmethod
-    def _settle(item: _Item, error: InferpoolError) -> None:
+    def _settle(item: _Item, error: Exception) -> None:
         if not item.done.done():
             item.done.set_exception(error)
 

@@ -31,7 +31,6 @@ class OpenAiEngine:
     """A `TextEngine` at a URL. `model`: its name there. `key`: sent as a bearer token."""
 
     tells_ids = False
-    parameters: frozenset[str] = frozenset()
 
     def __init__(
         self,

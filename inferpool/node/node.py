@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,6 +42,57 @@ _SEED_MASK: Final = 2**32 - 1
 
 
 @dataclass(slots=True)
+class Asked:
+    """A request as it was checked; `units`: its maximum in base units."""
+
+    own: bool
+    request_id: bytes
+    offer: Offer
+    offer_hash: bytes
+    service: Service
+    units: int
+
+
+@dataclass(slots=True)
+class Admission:
+    """A place and a hold, for as long as the block runs: see `Node.admit`."""
+
+    node: Node
+    request: HttpRequest
+    hosted: Hosted
+    job: Job
+    body: bytes
+    seed: int | None
+    _request_id: bytes = b""
+    _work: Work | None = None
+
+    async def __aenter__(self) -> Work:
+        node, asked = self.node, self.node.check(self.request, self.hosted, self.job)
+        self.hosted.take_place()
+        self._request_id = asked.request_id
+        node.running.add(asked.request_id)
+        try:
+            self._work = await node.start(self, asked)
+        except BaseException:
+            self._leave()
+            raise
+        return self._work
+
+    async def __aexit__(self, *raised: object) -> None:
+        work = self._work
+        assert work is not None, "left as it was entered"
+        try:
+            if work.signed is None:
+                work.channel.release(work.request_id)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        self.node.running.discard(self._request_id)
+        self.hosted.leave_place()
+
+
+@dataclass(slots=True)
 class Node:
     """Everything that a node is made of; each part comes from outside."""
 
@@ -57,7 +107,7 @@ class Node:
     withheld: str = ""  # why nothing is offered now: the owner's wish, in words
     changed: asyncio.Event = field(default_factory=asyncio.Event)  # what is offered changed
     metrics: NodeMetrics = field(init=False)
-    _running: set[bytes] = field(default_factory=set)
+    running: set[bytes] = field(default_factory=set)  # request ids, admitted and not ended
     _chains: dict[bytes, ReceiptChain] = field(default_factory=dict)  # by channel, of this run
     _evidence: OrderedDict[bytes, tuple[int, Evidence, bytes]] = field(default_factory=OrderedDict)
 
@@ -94,22 +144,29 @@ class Node:
         engine: TensorEngine = hosted.engine
         inputs = read_inputs(parsed, engine.inputs)
         check_outputs(parsed, engine.outputs)
-        async with self.admit(request, hosted, parsed.job, body, None) as work:
-            begun = asyncio.get_running_loop().time()
-            outputs = await engine.infer(inputs, parsed.rows)
-            spent_ms = 1000 * (asyncio.get_running_loop().time() - begun)
+        job, loop = parsed.job, asyncio.get_running_loop()
+        async with self.admit(request, hosted, job, body, None) as work:
+            begun = loop.time()
+            outputs = await engine.infer(inputs, job.rows)
+            spent_ms = 1000 * (loop.time() - begun)
             hosted.pace.add(spent_ms, spent_ms, 1)
-            work.prompt_units = parsed.rows
+            work.prompt_units = job.rows
             answer, extra = write_answer(parsed, outputs)
             await self.answer(request, work, answer, extra)
 
-    @asynccontextmanager
-    async def admit(
+    def admit(
         self, request: HttpRequest, hosted: Hosted, job: Job, body: bytes, seed: int | None
-    ) -> AsyncIterator[Work]:
+    ) -> Admission:
         """Check and hold the payment; what leaves without a receipt owes nothing.
 
-        Raises PaymentNeeded, BadRequest, Unavailable.
+        Entering it raises PaymentNeeded, BadRequest, Unavailable.
+        """
+        return Admission(self, request, hosted, job, body, seed)
+
+    def check(self, request: HttpRequest, hosted: Hosted, job: Job) -> Asked:
+        """Everything that a request must be before its payment is looked at.
+
+        Raises PaymentRequired, BadRequest, Unavailable.
         """
         if self.draining:
             raise Unavailable("This node is going down.", code="shutting_down", retry_after_s=5)
@@ -126,36 +183,31 @@ class Node:
             )
         service = service or hosted.service()  # not ready: refused below, in those words
         hosted.check(job)
-        if request_id in self._running or self.ledger.receipted(request_id):
+        if request_id in self.running or self.ledger.receipted(request_id):
             raise BadRequest(
                 "This request id was used before; each attempt needs its own.",
                 code="duplicate_request",
             )
         units = maximum(job, service, offer.terms.asset_decimals)
-        self._running.add(request_id)
-        try:
-            with hosted.place():
-                channel = await self._pay(request, request_id, units, own=own)
-                work = Work(
-                    request_id=request_id,
-                    request_hash=sha256(body),
-                    offer=offer,
-                    offer_hash=offer_hash,
-                    service=service,
-                    maximum_usage=maximum_usage(job, service),
-                    channel=channel,
-                    seed=self._seed(seed),
-                    own=own,
-                    started_ms=self.clock.now_ms(),
-                    chained=own and self._chained(request, units),
-                )
-                try:
-                    yield work
-                finally:
-                    if work.signed is None:
-                        channel.release(request_id)
-        finally:
-            self._running.discard(request_id)
+        return Asked(own, request_id, offer, offer_hash, service, units)
+
+    async def start(self, admission: Admission, asked: Asked) -> Work:
+        """Hold the payment of a request that has its place. Raises PaymentNeeded."""
+        request, job = admission.request, admission.job
+        channel = await self._pay(request, asked.request_id, asked.units, own=asked.own)
+        return Work(
+            request_id=asked.request_id,
+            request_hash=sha256(admission.body),
+            offer=asked.offer,
+            offer_hash=asked.offer_hash,
+            service=asked.service,
+            maximum_usage=maximum_usage(job, asked.service),
+            channel=channel,
+            seed=self._seed(admission.seed),
+            own=asked.own,
+            started_ms=self.clock.now_ms(),
+            chained=asked.own and self._chained(request, asked.units),
+        )
 
     def _identify(self, request: HttpRequest) -> tuple[bool, bytes]:
         """Whether the payer speaks our version, and the request id: its own, or a random one."""
@@ -179,7 +231,7 @@ class Node:
                 raise BadRequest(f"Inferpool-Offer: {error}.") from None
             return self.offers.accepted(offer_hash), offer_hash
         offer = self.offers.current().offer
-        return offer, offer.digest()
+        return offer, self.offers.digest
 
     def _chained(self, request: HttpRequest, units: int) -> bool:
         wanted = request.headers.get(headers.RECEIPTS) == headers.CHAINED
@@ -245,7 +297,7 @@ class Node:
     @property
     def busy(self) -> int:
         """Requests that were admitted and have not ended."""
-        return len(self._running)
+        return len(self.running)
 
     def announce(self) -> None:
         """Sign an offer for what is served now, and tell it to everyone who follows the lease."""

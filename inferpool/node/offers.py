@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from inferpool.clock import Clock
 from inferpool.identity.signing import Key
@@ -34,6 +33,7 @@ class OfferBook:
         self._services, self._clock = services, clock
         self.epoch, self.sequence = epoch, 0
         self._signed: SignedOffer | None = None
+        self.digest = b""  # of the offer that was signed last
         self._signed_ms = 0
         self._recent: dict[bytes, Offer] = {}
 
@@ -62,12 +62,8 @@ class OfferBook:
             services=services,
             terms=self.terms,
         )
-        digest = offer.digest()
-        signed = SignedOffer(offer, self._key.sign(digest), *self._vouched)
-        more = signed.parameters_digest()
-        if more is not None:
-            signed = replace(signed, parameters_signature=self._key.sign(more))
-        self._signed = signed
+        self.digest = digest = offer.digest()
+        self._signed = SignedOffer(offer, self._key.sign(digest), *self._vouched)
         self._signed_ms = now_ms
         self._recent = {
             known: old

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -102,18 +101,10 @@ class Hosted:
             message_overhead=manifest.message_overhead,
             resume=text and tells_ids,
             audited=text and tells_ids,
-            parameters=tuple(sorted(getattr(self.engine, "parameters", ()))),
         )
 
     def check(self, job: Job) -> None:
         """Refuse what the model cannot take. Raises BadRequest."""
-        for name in job.needs:
-            if name not in self.service().parameters:
-                raise BadRequest(
-                    f"{job.model} does not take {name} here; leave it out.",
-                    code="unsupported_parameter",
-                    param=name,
-                )
         limits = self.manifest.limits
         param, code = _SIZE_AT.get(self.task, ("", ""))
         units = _size(job)
@@ -131,9 +122,11 @@ class Hosted:
                 param="max_tokens",
             )
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold a place, running or in the queue. Raises Unavailable(overloaded) when full."""
+    def take_place(self) -> None:
+        """Take a place, running or in the queue; who has it must leave it.
+
+        Raises Unavailable(overloaded) when full.
+        """
         if self.withheld or not self.engine.ready():
             raise Unavailable(
                 f"The engine of {self.manifest.name} is not ready yet.",
@@ -147,10 +140,11 @@ class Hosted:
                 retry_after_s=2,
             )
         self.running += 1
-        try:
-            yield
-        finally:
-            self.running -= 1
+
+    def leave_place(self) -> None:
+        """Give it back."""
+        self.running -= 1
+        assert self.running >= 0, "a place is left by who took it"
 
 
 class Services:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from struct import error, pack
 from typing import Final
 
 import orjson
@@ -35,6 +36,14 @@ _NUMPY: Final = {
     },
 }
 
+# A flat list of numbers is packed five times as fast by `struct`, which refuses the same.
+_PACKED: Final = {"FP32": "f", "FP64": "d"} | {
+    f"{sign}INT{8 * size}": code.upper() if sign else code
+    for sign in ("", "U")
+    for size, code in ((1, "b"), (2, "h"), (4, "i"), (8, "q"))
+}
+_PACKED_MAX: Final = 4096  # values; they are arguments of one call
+
 
 def read_inputs(request: InferRequest, specs: Sequence[TensorSpec]) -> list[Tensor]:
     """The request's tensors in raw form. Raises BadRequest(invalid_tensor)."""
@@ -54,11 +63,23 @@ def read_inputs(request: InferRequest, specs: Sequence[TensorSpec]) -> list[Tens
 
 
 def _raw(item: InputTensor) -> bytes:
+    """A JSON tensor's data, packed. Raises BadRequest(invalid_tensor)."""
+    data, code = item.data, _PACKED.get(item.datatype)
+    if code and type(data) is list and 0 < len(data) <= _PACKED_MAX and type(data[0]) is not bool:
+        try:
+            if len(data) == prod(item.shape):
+                return pack(f"<{len(data)}{code}", *data)
+        except (error, OverflowError):
+            pass  # nested, or at fault: below it is told which
+    return _checked(item)
+
+
+def _checked(item: InputTensor) -> bytes:
     try:
         flat = _strings(item) if item.datatype == "BYTES" else _numbers(item)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError) as fault:
         raise BadRequest(
-            f"The data of input {item.name!r} is not {item.datatype}: {error}.",
+            f"The data of input {item.name!r} is not {item.datatype}: {fault}.",
             code="invalid_tensor",
             param=item.name,
         ) from None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from inferpool.protocol.body import read_json
 from inferpool.protocol.errors import BadRequest
@@ -41,13 +41,13 @@ _REQUEST: Final = frozenset({"id", "inputs", "outputs", "parameters"})
 _REQUEST_IGNORED: Final = frozenset({"model_name", "model_version"})
 _REQUEST_PARAMETERS: Final = frozenset({"binary_data_output", "priority", "timeout"})
 _INPUT: Final = frozenset({"name", "shape", "datatype", "parameters", "data"})
+_PLAIN_INPUT: Final = _INPUT - {"parameters"}
 _INPUT_PARAMETERS: Final = frozenset({"binary_data_size"})
 _OUTPUT: Final = frozenset({"name", "parameters"})
 _OUTPUT_PARAMETERS: Final = frozenset({"binary_data"})
 
 
-@dataclass(frozen=True, slots=True)
-class InputTensor:
+class InputTensor(NamedTuple):
     """One input as it was sent: raw little-endian bytes, or JSON data (flat or nested)."""
 
     name: str
@@ -81,7 +81,11 @@ class InferRequest:
 
         The caller orders the inputs, so the first one alone could be a decoy of one row.
         """
-        return max(tensor.shape[0] if tensor.shape else 1 for tensor in self.inputs)
+        most = 0
+        for tensor in self.inputs:
+            rows = tensor.shape[0] if tensor.shape else 1
+            most = max(most, rows)
+        return most
 
     @property
     def job(self) -> Job:
@@ -107,14 +111,8 @@ def _parse(model: str, data: bytes, header_length: bytes | None) -> InferRequest
     inputs = body.get("inputs")
     if not isinstance(inputs, list) or not 0 < len(inputs) <= TENSORS_MAX:
         _fail("inputs", f"inputs must be a list of 1 to {TENSORS_MAX} tensors.")
-    tensors, offset = [], 0
-    for i, item in enumerate(inputs):
-        tensor, used = _input(item, f"inputs[{i}]", raw[offset:] if raw else b"")
-        tensors.append(tensor)
-        offset += used
-    if offset != len(raw):
-        _fail("inputs", f"{len(raw) - offset} bytes of binary data belong to no input.")
-    if len({tensor.name for tensor in tensors}) < len(tensors):
+    tensors = (_plain(inputs) if not raw else None) or _strict(inputs, raw)
+    if len(tensors) > 1 and len({tensor.name for tensor in tensors}) < len(tensors):
         _fail("inputs", "Two inputs have the same name.")
     parameters = _parameters(body, "parameters", _REQUEST_PARAMETERS)
     request = InferRequest(
@@ -127,6 +125,42 @@ def _parse(model: str, data: bytes, header_length: bytes | None) -> InferRequest
     if not 0 < request.rows <= ROWS_MAX:
         _fail("inputs", f"a request must have 1 to {ROWS_MAX} rows.")
     return request
+
+
+def _plain(inputs: list[object]) -> list[InputTensor] | None:
+    """Inputs in JSON without a fault: what most callers send. None: `_strict` says what it is."""
+    tensors = []
+    for item in inputs:
+        if type(item) is not dict or item.keys() != _PLAIN_INPUT:
+            return None
+        name, datatype, shape = item["name"], item["datatype"], item["shape"]
+        if type(name) is not str or not 0 < len(name) <= TEXT_MAX:
+            return None
+        if type(datatype) is not str or datatype not in DATATYPES:
+            return None
+        if type(shape) is not list or len(shape) > RANK_MAX:
+            return None
+        count = 1
+        for size in shape:
+            if type(size) is not int or not 0 <= size <= BODY_TENSOR_MAX:
+                return None
+            count *= size
+        if count > BODY_TENSOR_MAX:
+            return None
+        tensors.append(InputTensor(name, datatype, tuple(shape), None, item["data"]))
+    return tensors
+
+
+def _strict(inputs: list[object], raw: memoryview) -> list[InputTensor]:
+    """Inputs in JSON and binary. Raises BadRequest that names what is wrong."""
+    tensors, offset = [], 0
+    for i, item in enumerate(inputs):
+        tensor, used = _input(item, f"inputs[{i}]", raw[offset:] if raw else b"")
+        tensors.append(tensor)
+        offset += used
+    if offset != len(raw):
+        _fail("inputs", f"{len(raw) - offset} bytes of binary data belong to no input.")
+    return tensors
 
 
 def _split(data: bytes, header_length: bytes | None) -> tuple[bytes, memoryview]:
@@ -151,9 +185,8 @@ def _id(value: object) -> str:
 
 
 def _refuse_rest(item: dict[str, object], known: frozenset[str], path: str) -> None:
-    rest = item.keys() - known
-    if rest:
-        name = path + min(rest)[:TEXT_MAX]
+    if not item.keys() <= known:
+        name = path + min(item.keys() - known)[:TEXT_MAX]
         _fail(name, f"{name} is not served; leave it out.", "unsupported_parameter")
 
 

@@ -350,9 +350,8 @@ async def test_one_after_the_other_through_the_thread() -> None:
     """The next call comes in the step in which the worker found its queue empty."""
     gate = Gate()
     gate.open.set()
-    batcher = Batcher(gate, joinable=True)
+    batcher = Batcher(gate, joinable=True, inline_s=0.0)
     for _ in range(50):
-        batcher._seconds_per_byte = 1.0  # as if it were slow
         await submit(batcher, 1)
     await batcher.close()
 

@@ -25,7 +25,6 @@ from tests.gateway.parts import (
     offer_of,
     owner_key,
     pool,
-    signed_offer,
     url_of,
 )
 
@@ -33,7 +32,7 @@ STRANGER = Key(sha256(b"stranger"))
 
 
 def signed(offer: Offer, key: Key | None = None, **more: Any) -> SignedOffer:
-    return signed_offer(offer, key or node_key(0), **more)
+    return SignedOffer(offer, (key or node_key(0)).sign(offer.digest()), **more)
 
 
 async def shown(made: Pool, data: bytes) -> int:

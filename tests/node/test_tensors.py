@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferpool.engines.base import Tensor, TensorSpec
-from inferpool.node.tensors import read_inputs, write_answer
+from inferpool.node.tensors import _checked, _raw, read_inputs, write_answer
 from inferpool.protocol.errors import BadRequest
-from inferpool.protocol.oip import InferRequest
+from inferpool.protocol.oip import InferRequest, InputTensor
 
 SETTINGS = settings(derandomize=True, deadline=None, database=None, max_examples=100)
 
@@ -97,3 +97,30 @@ def test_strings_arrive_with_their_lengths(texts: list[str]) -> None:
     encoded = [text.encode() for text in texts]
     wanted = b"".join(struct.pack("<I", len(item)) + item for item in encoded)
     assert read("BYTES", texts) == wanted
+
+
+JSON_NUMBERS = st.one_of(
+    st.integers(-(2**63), 2**64 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+    st.none(),
+    st.text(max_size=2),
+    st.lists(st.integers(0, 3), max_size=2),
+)
+DATATYPES = st.sampled_from(["FP32", "FP64", "INT8", "UINT16", "INT32", "INT64", "UINT64"])
+
+
+@settings(SETTINGS, max_examples=1000)
+@given(DATATYPES, st.lists(JSON_NUMBERS, min_size=1, max_size=4) | st.lists(st.integers(-130, 300)))
+def test_the_quick_way_takes_and_refuses_what_the_careful_one_does(
+    datatype: str, data: list[Any]
+) -> None:
+    item = InputTensor("x", datatype, (len(data),), None, data)
+
+    def found(read: Any) -> Any:
+        try:
+            return read(item)
+        except BadRequest as error:
+            return error.code, error.message
+
+    assert found(_raw) == found(_checked)
