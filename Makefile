@@ -7,7 +7,7 @@ RUN := $(BIN)/python -m
 PYTEST := $(RUN) pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check bench bench-gateway bench-routing chaos recipes docs lock test-browser test-ray test-anvil openai-suite test-clients test-x402-npm setup setup-test clean
+.PHONY: help demo up test check bench bench-gateway bench-routing chaos recipes docs lock test-browser test-ray test-anvil test-postgres openai-suite test-clients test-x402-npm setup setup-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -76,6 +76,9 @@ test-ray: setup-test ## tests against Ray Serve (group test-ray)
 
 test-anvil: setup-test ## the chain's tests against anvil (group test-anvil)
 	@sh scripts/anvil.sh
+
+test-postgres: setup-test ## the gateway's book in a real PostgreSQL (needs initdb and postgres)
+	@sh scripts/postgres.sh
 
 openai-suite: setup ## openai-python's own tests against a pool, with models that invent answers
 	@sh scripts/openai_suite.sh

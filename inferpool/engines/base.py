@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal, Protocol
 
+from inferpool.protocol.logprobs import TokenLogprob
 from inferpool.protocol.transcription import Transcript
 
 FinishReason = Literal["stop", "length"]
@@ -48,6 +49,7 @@ class TextCall:
     sampling: Sampling
     stop: tuple[str, ...] = ()
     resume: tuple[int, ...] = ()  # token ids already produced: go on after them, repeat none
+    top_logprobs: int | None = None  # tell `tokens`, each with so many alternatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class TextChunk:
     finish_reason: FinishReason | None = None
     prompt_units: int | None = None
     output_units: int = 0
+    tokens: tuple[TokenLogprob, ...] = ()  # of the ids, where the call asks for them
 
 
 class Phase(StrEnum):
@@ -133,6 +136,7 @@ class TextEngine(Engine, Protocol):
     """An engine that generates text."""
 
     slots: int  # calls that run at once
+    parameters: frozenset[str]  # what it takes beyond the common (`protocol.parameters`)
 
     def generate(self, call: TextCall, progress: Progress) -> AsyncIterator[TextChunk]:
         """Generate; closing the iterator frees the slot within one engine batch.

@@ -29,7 +29,9 @@ from inferpool.engines.png import grey_png
 from inferpool.engines.slots import Slots
 from inferpool.engines.stop_text import StopText
 from inferpool.engines.tensor_check import check_inputs
+from inferpool.protocol import parameters
 from inferpool.protocol.errors import Unavailable
+from inferpool.protocol.logprobs import TokenLogprob
 
 VOCABULARY: Final = 50_000
 _ROW: Final = 4
@@ -78,6 +80,7 @@ class FakeTextEngine:
         self.fail_after: int | None = None
         self.hang_after: int | None = None
         self.up = False
+        self.parameters = frozenset({parameters.LOGPROBS})
         self._slots = Slots(slots)
 
     @property
@@ -121,7 +124,8 @@ class FakeTextEngine:
                 elif not stopped and produced == call.max_output:
                     finish, text = "length", text + answer.rest()
                 last = units if finish else None
-                yield TextChunk(text, (token,), (_logprob(token),), finish, last)
+                told = () if call.top_logprobs is None else (_told(token, call.top_logprobs),)
+                yield TextChunk(text, (token,), (_logprob(token),), finish, last, tokens=told)
                 if finish:
                     return
 
@@ -215,6 +219,16 @@ class FakeTensorEngine(_Ready):
         numbers = struct.unpack(f"<{rows * _ROW}f", tensor.data)
         sums = [sum(numbers[at : at + _ROW]) for at in range(0, len(numbers), _ROW)]
         return [Tensor("sum", "FP32", (rows, 1), struct.pack(f"<{rows}f", *sums))]
+
+
+def _told(token: int, alternatives: int) -> TokenLogprob:
+    """The token with its next neighbours as alternatives, itself first."""
+    top = [(token + i) % VOCABULARY for i in range(alternatives)]
+    return TokenLogprob(
+        token_text(token).encode(),
+        _logprob(token),
+        tuple((token_text(other).encode(), _logprob(token) - i) for i, other in enumerate(top)),
+    )
 
 
 def _logprob(token: int) -> float:

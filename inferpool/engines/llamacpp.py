@@ -29,6 +29,7 @@ from inferpool.engines.llamacpp_wire import (
     template_messages,
 )
 from inferpool.engines.slots import Slots
+from inferpool.protocol import parameters
 from inferpool.protocol.errors import BadRequest, Unavailable
 from inferpool.transport.base import Response, TransportError
 from inferpool.transport.http import HttpTransport
@@ -61,6 +62,7 @@ class LlamaCppEngine:
         self.path, self.alias = Path(path), alias
         self.slots, self.context, self.threads = slots, context, threads
         self.engine_class = f"llamacpp@{_version()}/{quant.lower()}/cpu-{cpu_isa()}"
+        self.parameters = frozenset({parameters.LOGPROBS})
         self._slots = Slots(slots)
         self._child: Child | None = None
         self._transport: HttpTransport | None = None
@@ -115,7 +117,7 @@ class LlamaCppEngine:
                 async def tokenize(text: str) -> list[int]:
                     return await self._tokens(transport, text, special=False)
 
-                reader = CompletionReader(call.stop, progress, tokenize)
+                reader = CompletionReader(call.stop, progress, tokenize, call.top_logprobs)
                 async with aclosing(reader.chunks(response)) as chunks:
                     async for chunk in chunks:
                         started = True

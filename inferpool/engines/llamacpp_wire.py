@@ -25,6 +25,7 @@ from inferpool.engines.base import (
 )
 from inferpool.engines.stop_text import StopText
 from inferpool.protocol.errors import BadRequest, Unavailable
+from inferpool.protocol.logprobs import UNLIKELY, TokenLogprob
 from inferpool.transport.base import Response
 from inferpool.transport.sse import Comment, events
 
@@ -76,7 +77,7 @@ def completion_body(call: TextCall, prompt: str | list[int]) -> bytes:
             "cache_prompt": False,
             "return_progress": True,
             "return_tokens": True,
-            "n_probs": 1,  # 0 gives none, more is only larger
+            "n_probs": call.top_logprobs or 1,  # 0 gives none, more is only larger
             "post_sampling_probs": False,  # the model's own probabilities, as an audit computes
         }
     )
@@ -118,11 +119,23 @@ async def refusal(response: Response) -> BadRequest | Unavailable:
     return Unavailable(f"the engine answered {response.status}: {message}", code="engine_failed")
 
 
+def _logprob(value: Any) -> float:
+    """JSON has no infinity, and rounding gives numbers a little above 0."""
+    return UNLIKELY if value is None else min(0.0, max(UNLIKELY, float(value)))
+
+
 class CompletionReader:
     """Reads one `/completion` stream. Raises Unavailable(engine_failed) where it ends early."""
 
-    def __init__(self, stop: tuple[str, ...], progress: Progress, tokenize: Tokenize) -> None:
+    def __init__(
+        self,
+        stop: tuple[str, ...],
+        progress: Progress,
+        tokenize: Tokenize,
+        top_logprobs: int | None = None,
+    ) -> None:
         self._stop = StopText(stop)
+        self._top = top_logprobs
         self._progress = progress
         self._tokenize = tokenize
         self._seen = 0  # tokens that the engine has counted so far
@@ -166,9 +179,21 @@ class CompletionReader:
         logprobs: tuple[float, ...] = (entry["logprob"],)
         if missing:
             ids, logprobs = await self._gap(event["content"], last, entry["logprob"], missing)
+        tokens = () if self._top is None else self._told(entry, event["content"], len(ids) - 1)
         if stopped:  # the reader closes the stream, and the engine goes no further
-            return TextChunk(text, ids, logprobs, "stop", event["tokens_evaluated"])
-        return TextChunk(text, ids, logprobs)
+            units = event["tokens_evaluated"]
+            return TextChunk(text, ids, logprobs, "stop", units, tokens=tokens)
+        return TextChunk(text, ids, logprobs, tokens=tokens)
+
+    def _told(self, entry: dict[str, Any], text: str, before: int) -> tuple[TokenLogprob, ...]:
+        """The event's tokens: its own, and `before` it those that the engine kept to itself. Of
+        these only their bytes together are known, and no probability."""
+        own = bytes(entry["bytes"])
+        pairs = [(bytes(o["bytes"]), _logprob(o["logprob"])) for o in entry["top_logprobs"]]
+        last = TokenLogprob(own, _logprob(entry["logprob"]), tuple(pairs[: self._top]))
+        rest = text.encode().removesuffix(own) if before else b""
+        held = [TokenLogprob(rest if i == 0 else b"", UNLIKELY) for i in range(before)]
+        return (*held, last)
 
     async def _gap(
         self, text: str, last: int, logprob: float, missing: int

@@ -31,6 +31,7 @@ class OpenAiEngine:
     """A `TextEngine` at a URL. `model`: its name there. `key`: sent as a bearer token."""
 
     tells_ids = False
+    parameters: frozenset[str] = frozenset()
 
     def __init__(
         self,

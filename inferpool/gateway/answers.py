@@ -15,6 +15,7 @@ from inferpool.protocol import answers, headers
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import InferpoolError
 from inferpool.protocol.forms import Form, head
+from inferpool.protocol.logprobs import TokenLogprob, Tokens
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.usage import Usage
 from inferpool.transport.asgi import EVENT_STREAM, JSON, HttpRequest
@@ -30,6 +31,7 @@ class Delivered:
 
     ids: list[int] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
+    tokens: list[TokenLogprob] = field(default_factory=list)  # of `pending`, where asked for
     counted: int = 0  # output units by the receipt, of a node that tells no ids
     text: bool = False
     finish: str | None = None
@@ -42,8 +44,13 @@ class Delivered:
 
     def forget(self) -> None:
         """Begin again: the client has nothing of it. What was billed stays billed."""
-        self.ids, self.pending, self.counted = [], [], 0
+        self.ids, self.pending, self.tokens, self.counted = [], [], [], 0
         self.text, self.finish = False, None
+
+    def take_tokens(self) -> list[TokenLogprob]:
+        """The tokens that go out now."""
+        tokens, self.tokens = self.tokens, []
+        return tokens
 
     @property
     def usage(self) -> Usage:
@@ -76,8 +83,8 @@ class Answer(Protocol):
         """A node starts, or goes on."""
         ...
 
-    async def text(self, text: str) -> None:
-        """More text."""
+    async def text(self, text: str, tokens: Tokens) -> None:
+        """More text, with the tokens behind it where their log-probabilities were asked for."""
         ...
 
     def forget(self) -> None:
@@ -105,9 +112,11 @@ class StreamedAnswer:
         form: Form,
         *,
         include_usage: bool,
+        tells: bool = False,
     ) -> None:
         self._request, self._client_id, self._form = request, client_id, form
-        self._include_usage = include_usage
+        self._include_usage, self._tells = include_usage, tells
+        self._told = 0  # characters of the tokens so far
         self._head = head(form, client_id, model, created_s)
         self._node = b""
         self.started = False
@@ -139,10 +148,17 @@ class StreamedAnswer:
     async def _send(self, value: dict[str, object]) -> None:
         await self._request.send(answers.event(value))
 
-    async def text(self, text: str) -> None:
+    async def text(self, text: str, tokens: Tokens) -> None:
         """A chunk."""
         await self._open()
-        await self._send(self._form.piece(self._head, text))
+        await self._send(self._form.piece(self._head, text, self._logprobs(tokens)))
+
+    def _logprobs(self, tokens: Tokens) -> dict[str, object] | None:
+        if not self._tells:
+            return None
+        told = self._form.logprobs(tokens, self._told)
+        self._told += sum(len(token.name) for token in tokens)
+        return told
 
     def forget(self) -> None:
         """Nothing is kept here: what came was delivered."""
@@ -152,7 +168,8 @@ class StreamedAnswer:
         """Finish reason with the proof, usage if asked for, [DONE]."""
         await self._open()
         assert delivered.finish is not None, "the end has a finish reason"
-        last = self._form.last(self._head, delivered.finish)
+        rest = delivered.take_tokens()  # without a text of their own: half a character, the end
+        last = self._form.last(self._head, delivered.finish, self._logprobs(rest) if rest else None)
         await self._send({**last, "inferpool": delivered.proof()})
         if self._include_usage:
             usage = answers.usage_object(delivered.usage)
@@ -170,31 +187,43 @@ class WholeAnswer:
     """One JSON body."""
 
     def __init__(
-        self, request: HttpRequest, client_id: str, model: str, created_s: int, form: Form
+        self,
+        request: HttpRequest,
+        client_id: str,
+        model: str,
+        created_s: int,
+        form: Form,
+        *,
+        tells: bool = False,
     ) -> None:
         self._request, self._client_id, self._form = request, client_id, form
         self._head = head(form, client_id, model, created_s)
         self._texts: list[str] = []
+        self._tells, self._tokens = tells, list[TokenLogprob]()
         self.started = False
 
     async def begin(self, node: bytes, engine_class: str) -> None:
         """The first node's class gives the fingerprint."""
         self._head.setdefault("system_fingerprint", answers.fingerprint(engine_class))
 
-    async def text(self, text: str) -> None:
+    async def text(self, text: str, tokens: Tokens) -> None:
         """Keep it."""
         self._texts.append(text)
+        self._tokens += tokens
 
     def forget(self) -> None:
         """Another node makes it from its beginning."""
         self._texts.clear()
+        self._tokens.clear()
         self._head.pop("system_fingerprint", None)
 
     async def end(self, delivered: Delivered) -> None:
         """Answer."""
         assert delivered.finish is not None, "a whole answer has a finish reason"
         text = "".join(self._texts)
-        body = self._form.whole(self._head, text, delivered.finish, delivered.usage)
+        self._tokens += delivered.take_tokens()
+        told = self._form.logprobs(self._tokens, 0) if self._tells else None
+        body = self._form.whole(self._head, text, delivered.finish, delivered.usage, told)
         body["inferpool"] = delivered.proof()
         extra = [
             JSON,

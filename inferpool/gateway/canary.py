@@ -27,6 +27,7 @@ from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.errors import InferpoolError, Unavailable
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.limits import CANARIES_PER_HOUR_MAX, CANARY_EVERY_MS
+from inferpool.protocol.logprobs import Tokens
 from inferpool.protocol.oip import InferRequest
 
 _LOG = logging.getLogger("inferpool.canary")
@@ -48,7 +49,7 @@ class _Silent:
     async def begin(self, node: bytes, engine_class: str) -> None:
         """See Answer."""
 
-    async def text(self, text: str) -> None:
+    async def text(self, text: str, tokens: Tokens) -> None:
         """See Answer."""
 
     def forget(self) -> None:

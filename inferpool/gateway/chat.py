@@ -160,7 +160,7 @@ class TextRun:
         delivered.legs += 1
         if self.prompt and not candidate.warm_units:
             candidate.node.memory.missed(self.gateway.clock.now_ms())
-        delivered.node, delivered.pending = candidate.node.address, []
+        delivered.node, delivered.pending, delivered.tokens = candidate.node.address, [], []
         async with flights.open(
             candidate, sent.job, self.hold.client_id, account, self.seed
         ) as flight:
@@ -170,7 +170,8 @@ class TextRun:
                 flight, form.path, [JSON_TYPE], body, STREAM_HEAD_TIMEOUT_S
             )
             assert sent.max_output is not None, "it is explicit"
-            stream = NodeStream(response, sent.max_output, form)
+            tells = sent.top_logprobs is not None
+            stream = NodeStream(response, sent.max_output, form, tells=tells)
             await self.answer.begin(candidate.node.address, candidate.service.engine_class)
             try:
                 async with aclosing(stream.pieces()) as pieces:
@@ -198,11 +199,12 @@ class TextRun:
         """Pass text on; ids count as delivered with the text that they stand behind."""
         delivered = self.delivered
         delivered.pending += piece.ids
+        delivered.tokens += piece.tokens
         if piece.text:
             delivered.text = True
             delivered.ids += delivered.pending
             delivered.pending = []
-            await self.answer.text(piece.text)
+            await self.answer.text(piece.text, delivered.take_tokens())
 
     def _whole_without_receipt(self, stream: NodeStream, most: int) -> None:
         """A node that died between its last token and its receipt: the answer is whole."""

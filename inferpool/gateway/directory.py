@@ -261,6 +261,9 @@ class Directory:
         if not named:
             raise Refused(f"{url} showed another TLS key than its offer names")
         verify(offer.digest(), signed.signature, offer.node)
+        more = signed.parameters_digest()
+        if more is not None:
+            verify(more, signed.parameters_signature, offer.node)
         self._check_binding(signed)
         return named[0]
 

@@ -146,6 +146,7 @@ class Gateway:
 
     def _answer(self, request: HttpRequest, parsed: Parsed, hold: Hold) -> Answer:
         created_s, form = self.clock.now_ms() // 1000, form_of(parsed)
+        tells = parsed.top_logprobs is not None
         if parsed.stream:
             return StreamedAnswer(
                 request,
@@ -154,8 +155,9 @@ class Gateway:
                 created_s,
                 form,
                 include_usage=parsed.include_usage,
+                tells=tells,
             )
-        return WholeAnswer(request, hold.client_id, parsed.model, created_s, form)
+        return WholeAnswer(request, hold.client_id, parsed.model, created_s, form, tells=tells)
 
     async def infer(self, request: HttpRequest, model: str, body: bytes, caller: Caller) -> None:
         """`POST /v2/models/M/infer`: the body passes as it came."""

@@ -19,12 +19,14 @@ from inferpool.payments.checks import ReceiptInvalid
 from inferpool.protocol.errors import CODES, BadRequest, InferpoolError, Refused, Unavailable
 from inferpool.protocol.forms import CHAT, Form
 from inferpool.protocol.limits import ANSWER_MAX, FIRST_BYTE_TIMEOUT_S, SILENCE_MS
+from inferpool.protocol.logprobs import TokenLogprob
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.transport.base import AnswerInvalid, AnswerTimeout, ConnectionCut, Response
 from inferpool.transport.sse import Comment, events
 
 _SILENCE_S: Final = SILENCE_MS / 1000
 ERROR_TEXT_MAX: Final = 2000
+FINISHES: Final = ("stop", "length")
 _TOKENS: Final = b"tokens"
 _DONE: Final = b"[DONE]"
 SLOWEST_TOKEN_S: Final = 1.0  # a slower stream is one that does not end
@@ -32,10 +34,11 @@ SLOWEST_TOKEN_S: Final = 1.0  # a slower stream is one that does not end
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one chunk adds: text, and the token ids behind it."""
+    """What one chunk adds: text, the token ids behind it, and what was asked of each."""
 
     text: str
     ids: tuple[int, ...]
+    tokens: tuple[TokenLogprob, ...] = ()
 
 
 class _Watch:
@@ -73,8 +76,11 @@ class _Watch:
 class NodeStream:
     """One answer of at most `max_output` tokens. `texts` counts the chunks that had text."""
 
-    def __init__(self, response: Response, max_output: int, form: Form = CHAT) -> None:
+    def __init__(
+        self, response: Response, max_output: int, form: Form = CHAT, *, tells: bool = False
+    ) -> None:
         self._response, self._max_output, self._form = response, max_output, form
+        self._tells = tells  # whether each id has to come with its log-probability
         self._hash = hashlib.sha256()
         self._bytes = 0
         self.output_units = 0
@@ -137,14 +143,27 @@ class NodeStream:
             return None
         self._hash.update(data + b"\n")
         self._bytes += len(data)
-        text, finish = _choice(value, self._form)
+        choice = _choice(value)
+        text, finish = _text(choice, self._form), _finish(choice)
         self.texts += bool(text)
         self.finish = finish or self.finish
         ids = _ids(ours)
         self.output_units += len(ids)
         if self.output_units > self._max_output or self._bytes > ANSWER_MAX:
             raise AnswerInvalid("The node sent more than was asked for.")
-        return Piece(text, ids)
+        return Piece(text, ids, self._tokens(choice, ids))
+
+    def _tokens(self, choice: dict[str, object], ids: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
+        if not self._tells:
+            return ()
+        try:
+            tokens = self._form.tokens_of(choice)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            message = f"The node sent log-probabilities that are none: {error}"
+            raise AnswerInvalid(message[:ERROR_TEXT_MAX]) from None
+        if len(tokens) != len(ids):
+            raise AnswerInvalid("The node sent another number of log-probabilities than of ids.")
+        return tokens
 
     @staticmethod
     def _compare(usage: object, signed: SignedReceipt) -> None:
@@ -165,15 +184,24 @@ def error_of(value: dict[str, object]) -> InferpoolError:
     return Unavailable(f"The node's engine failed in mid-answer: {message}", code="engine_failed")
 
 
-def _choice(value: dict[str, object], form: Form) -> tuple[str, str | None]:
-    """Text and finish reason of a chunk's one choice."""
+def _choice(value: dict[str, object]) -> dict[str, object]:
+    """A chunk's one choice."""
     choices = value.get("choices")
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         raise AnswerInvalid("The node sent a chunk without its one choice.")
-    text, finish = form.text_of(choices[0]), choices[0].get("finish_reason")
-    if finish not in (None, "stop", "length"):
+    return choices[0]
+
+
+def _text(choice: dict[str, object], form: Form) -> str:
+    text = form.text_of(choice)
+    return text if isinstance(text, str) else ""
+
+
+def _finish(choice: dict[str, object]) -> str | None:
+    finish = choice.get("finish_reason")
+    if finish is not None and finish not in FINISHES:
         raise AnswerInvalid("The node sent an unknown finish reason.")
-    return text if isinstance(text, str) else "", finish
+    return str(finish) if finish else None
 
 
 def _ids(ours: object) -> tuple[int, ...]:

@@ -282,14 +282,23 @@ def _chat() -> Schema:
     )
     messages = _list(message, minItems=1, maxItems=limits.MESSAGES_MAX)
     most = _or_null(_integer(1, limits.OUTPUT_UNITS_MAX))
-    optional = {**_no_ops(chat.NO_OPS), **_shared(), "max_completion_tokens": most}
+    optional = {
+        **_no_ops(chat.NO_OPS),
+        **_shared(),
+        "max_completion_tokens": most,
+        "logprobs": _or_null({"type": "boolean"}),
+        "top_logprobs": _or_null(_integer(0, limits.TOP_LOGPROBS_MAX)),
+    }
     body = _closed({"model": _NAME, "messages": messages}, optional)
     twice = {"required": ["max_tokens", "max_completion_tokens"]}  # they would have to agree
-    return _streaming({**body, "not": twice})
+    asked = {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]}
+    tops = {"anyOf": [asked, {"properties": {"top_logprobs": {"enum": [0, None]}}}]}
+    return _streaming({**body, "not": twice, "allOf": [tops]})
 
 
 def _completion() -> Schema:
-    optional = {**_no_ops(completion.NO_OPS), **_shared()}
+    most = _or_null(_integer(0, limits.COMPLETION_LOGPROBS_MAX))
+    optional = {**_no_ops(completion.NO_OPS), **_shared(), "logprobs": most}
     return _streaming(_closed({"model": _NAME, "prompt": _text(minLength=1)}, optional))
 
 
@@ -404,7 +413,7 @@ def _model() -> Schema:
             "object": {"const": "model"},
             "created": _integer(0),
             "owned_by": _text(),
-            "inferpool": _object(ours),
+            "inferpool": _object(ours, {"supported_parameters": _list(_text())}),
         }
     )
 

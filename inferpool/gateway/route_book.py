@@ -11,10 +11,9 @@ from typing import Final
 
 import orjson
 from sqlalchemy import bindparam, delete, select
-from sqlalchemy.dialects.sqlite import insert
 
 from inferpool.gateway.router import Route
-from inferpool.payments.journal import Journal, Write
+from inferpool.payments.journal import Journal, Write, upsert
 from inferpool.payments.schema import ROUTES
 from inferpool.protocol.limits import ROUTES_KEPT_MAX
 
@@ -27,13 +26,7 @@ class RouteBook:
 
     def __init__(self, journal: Journal, kept_max: int = ROUTES_KEPT_MAX) -> None:
         self._journal, self._kept_max = journal, kept_max
-        statement = insert(ROUTES)
-        changed = {name: statement.excluded[name] for name in ("at_ms", "account", "data")}
-        self._save = journal.compile(
-            statement.on_conflict_do_update(
-                index_elements=["client_request_id", "number"], set_=changed
-            )
-        )
+        self._save = upsert(journal, ROUTES, "client_request_id", "number")
         self._forget = journal.compile(delete(ROUTES).where(ROUTES.c.at_ms < bindparam("before")))
         self._pending: list[tuple[str, int, str, Route]] = []
         self._timer: asyncio.TimerHandle | None = None

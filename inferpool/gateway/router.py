@@ -177,6 +177,11 @@ def choose(
     )
 
 
+def _missing(job: Job, service: Service) -> str:
+    """The first name that a job needs and a service does not take."""
+    return next((name for name in job.needs if name not in service.parameters), "")
+
+
 class _Choice:
     """One choice under way."""
 
@@ -242,6 +247,10 @@ class _Choice:
         if not node.alive(wanted.now_ms):
             self._passed["silent"] += 1
             return False
+        missing = _missing(self._job, service)
+        if missing:
+            self._passed[f"does not take {missing}"] += 1
+            return False
         if wanted.allows is not None and (why := wanted.allows(node, service)):
             self._passed[why] += 1
             return False
@@ -266,6 +275,7 @@ class _Choice:
             return self._dear[:POOL]
         if self._refused is not None:
             raise self._refused
+        self._raise_for_parameter()
         silent = self._passed.keys() <= {"silent", "held back"}
         raise Unavailable(
             f"Every node with {self._job.model!r} is silent or failing now; try again."
@@ -275,6 +285,17 @@ class _Choice:
             code="no_node",
             retry_after_s=5,
         )
+
+    def _raise_for_parameter(self) -> None:
+        """Raise BadRequest where a parameter is what no node of this model takes."""
+        services = [entry.service for entry in self._market.entries.values()]
+        for name in self._job.needs:
+            if all(name not in service.parameters for service in services):
+                raise BadRequest(
+                    f"No node takes {name} for {self._job.model!r}; leave it out.",
+                    code="unsupported_parameter",
+                    param=name,
+                )
 
     # -- what it costs -------------------------------------------------------------------------
 

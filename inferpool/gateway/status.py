@@ -8,7 +8,9 @@ from inferpool.gateway.gateway import Gateway
 from inferpool.gateway.nodes import KnownNode
 from inferpool.payments.payer_ledger import AttemptRecord
 from inferpool.protocol.encoding import to_hex
+from inferpool.protocol.job import Task
 from inferpool.protocol.offer import Service
+from inferpool.protocol.parameters import supported
 from inferpool.protocol.receipt import SignedReceipt
 
 ATTEMPTS_SHOWN: Final = 100
@@ -39,8 +41,17 @@ def model_object(
             ),
             "fee_bps": fee_bps,  # of this gateway, on top of the prices
             "nodes": len(nodes),
+            **_parameters(offered),
         },
     }
+
+
+def _parameters(offered: list[Service]) -> dict[str, object]:
+    """What some node takes, for text."""
+    if offered[0].task not in (Task.CHAT, Task.COMPLETION):
+        return {}
+    names = {name for service in offered for name in service.parameters}
+    return {"supported_parameters": supported(names)}
 
 
 def _range(prices: list[int]) -> dict[str, int]:

@@ -36,6 +36,7 @@ def text_call(request: ChatRequest | CompletionRequest, hosted: Hosted, seed: in
         sampling=Sampling(seed=seed, top_k=top_k, **numbers),
         stop=request.stop,
         resume=request.resume,
+        top_logprobs=request.top_logprobs,
     )
 
 
@@ -120,6 +121,8 @@ class TextStream:
         self._request, self._work = request, work
         self._form = form_of(parsed)
         self._head = answer_head(work, parsed)
+        self._tells = parsed.top_logprobs is not None
+        self._told = 0  # characters of the tokens so far
 
     async def send(self, value: dict[str, object]) -> None:
         """One event that counts as part of the answer."""
@@ -136,7 +139,9 @@ class TextStream:
     async def token(self, chunk: TextChunk) -> None:
         """What the engine gave, as a chunk; the finish reason comes alone, as OpenAI sends it."""
         if chunk.ids or chunk.text:
-            value = self._form.piece(self._head, chunk.text)
+            told = self._form.logprobs(chunk.tokens, self._told) if self._tells else None
+            self._told += sum(len(token.name) for token in chunk.tokens)
+            value = self._form.piece(self._head, chunk.text, told)
             if self._work.own:
                 value["inferpool"] = {"ids": chunk.ids}
             await self.send(value)

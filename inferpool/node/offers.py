@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from inferpool.clock import Clock
 from inferpool.identity.signing import Key
@@ -63,7 +64,11 @@ class OfferBook:
             terms=self.terms,
         )
         self.digest = digest = offer.digest()
-        self._signed = SignedOffer(offer, self._key.sign(digest), *self._vouched)
+        signed = SignedOffer(offer, self._key.sign(digest), *self._vouched)
+        more = signed.parameters_digest()
+        if more is not None:
+            signed = replace(signed, parameters_signature=self._key.sign(more))
+        self._signed = signed
         self._signed_ms = now_ms
         self._recent = {
             known: old

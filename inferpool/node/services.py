@@ -101,10 +101,18 @@ class Hosted:
             message_overhead=manifest.message_overhead,
             resume=text and tells_ids,
             audited=text and tells_ids,
+            parameters=tuple(sorted(getattr(self.engine, "parameters", ()))),
         )
 
     def check(self, job: Job) -> None:
         """Refuse what the model cannot take. Raises BadRequest."""
+        for name in job.needs:
+            if name not in self.service().parameters:
+                raise BadRequest(
+                    f"{job.model} does not take {name} here; leave it out.",
+                    code="unsupported_parameter",
+                    param=name,
+                )
         limits = self.manifest.limits
         param, code = _SIZE_AT.get(self.task, ("", ""))
         units = _size(job)

@@ -17,6 +17,7 @@ from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.completion import CompletionRequest
 from inferpool.protocol.errors import BadRequest, InferpoolError
 from inferpool.protocol.forms import form_of
+from inferpool.protocol.logprobs import TokenLogprob
 from inferpool.protocol.preferences import refuse_preferences
 from inferpool.protocol.receipt import Outcome
 from inferpool.transport.asgi import EVENT_STREAM, JSON, HttpRequest, stop_task
@@ -50,14 +51,16 @@ async def _whole(
     node: Node, request: HttpRequest, hosted: Hosted, parsed: Parsed, work: Work
 ) -> None:
     texts, finish = [], "stop"
+    tokens: list[TokenLogprob] = []
     call = text_call(parsed, hosted, work.seed)
     on_first = partial(node.metrics.first_token, hosted.manifest.name)
     async for chunk in generate(hosted, call, Progress(), work, on_first):
         texts.append(chunk.text)
+        tokens += chunk.tokens
         finish = chunk.finish_reason or finish
-    value = form_of(parsed).whole(
-        answer_head(work, parsed), "".join(texts), finish, work.charged_usage
-    )
+    form = form_of(parsed)
+    told = None if parsed.top_logprobs is None else form.logprobs(tokens, 0)
+    value = form.whole(answer_head(work, parsed), "".join(texts), finish, work.charged_usage, told)
     await node.answer(request, work, orjson.dumps(value), [JSON])
 
 

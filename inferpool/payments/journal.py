@@ -8,33 +8,37 @@ or file, for the simulator: a crash there loses exactly what was not committed y
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Protocol
 
-from sqlalchemy import Executable, Table, create_engine, event, inspect, text
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Executable, Table
 from sqlalchemy.engine import Engine, Row
-from sqlalchemy.pool import StaticPool
-from sqlalchemy.schema import CreateColumn
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.sql import ClauseElement
 
-from inferpool.payments.schema import METADATA
-from inferpool.protocol.errors import Unavailable
+from inferpool.payments.database import (
+    Location,
+    Statement,
+    away,
+    compiled,
+    insert_or_update,
+    open_engine,
+    passes,
+)
+from inferpool.protocol.errors import Refused, Unavailable
 
+_LOG = logging.getLogger("inferpool.journal")
 BATCH_MAX: Final = 1024
 QUEUE_MAX: Final = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """A statement compiled once for one database: executing it skips SQLAlchemy (5 us, not 150)."""
-
-    sql: str
-    names: tuple[str, ...]
+_RETRY_FIRST_S: Final = 0.05
+_RETRY_LAST_S: Final = 1.0
+_CLOSE_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +61,17 @@ class Write:
 class Journal(Protocol):
     """Where both ledgers write and read."""
 
+    @property
+    def dialect(self) -> str:
+        """The database's name, for statements that differ."""
+        ...
+
     def compile(self, statement: ClauseElement) -> Statement:
         """Compile a Core statement for this database."""
+        ...
+
+    def check(self) -> None:
+        """Raise Unavailable(ledger_unavailable) while nothing becomes durable."""
         ...
 
     def write(self, writes: Sequence[Write]) -> asyncio.Future[None]:
@@ -80,64 +93,45 @@ class Journal(Protocol):
 
 def upsert(journal: Journal, table: Table, *keys: str) -> Statement:
     """Insert a row, or write its other columns where one with these keys is there."""
-    statement = insert(table)
-    changed = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in keys}
-    return journal.compile(statement.on_conflict_do_update(index_elements=keys, set_=changed))
+    return journal.compile(insert_or_update(journal.dialect, table, keys))
 
 
-def _compile(engine: Engine, statement: ClauseElement) -> Statement:
-    compiled = statement.compile(dialect=engine.dialect)
-    names = getattr(compiled, "positiontup", None)
-    assert names is not None, "the driver must take positional parameters"
-    return Statement(str(compiled), tuple(names))
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """A query that finds a row for as long as this process may write; `lost` is called, from the
+    writer's thread, when it finds none."""
 
-
-def _pragmas(connection: Any, _: Any) -> None:
-    # FULL: a commit survives a power cut, not just a killed process. Measured at 0.25 ms here.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def open_engine(path: Path | None) -> Engine:
-    """An SQLite engine on a file, or in memory for None, with its tables made."""
-    if path is None:
-        engine = create_engine(
-            "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
-        )
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(f"sqlite:///{path}", connect_args={"check_same_thread": False})
-        event.listen(engine, "connect", _pragmas)
-    METADATA.create_all(engine)
-    _add_columns(engine)
-    return engine
-
-
-def _add_columns(engine: Engine) -> None:
-    """Columns that a book of an earlier version lacks; each has a default for its rows."""
-    present = inspect(engine)
-    with engine.begin() as connection:
-        for table in METADATA.sorted_tables:
-            known = {item["name"] for item in present.get_columns(table.name)}
-            for column in table.columns:
-                if column.name not in known:
-                    made = CreateColumn(column).compile(dialect=engine.dialect)
-                    connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {made}"))
+    query: Statement
+    values: tuple[object, ...]
+    lost: Callable[[], None]
 
 
 class SqlJournal:
-    """The journal of a real process."""
+    """The journal of a real process, on a file or at a URL.
 
-    def __init__(self, path: Path) -> None:
-        self._engine = open_engine(path)
+    While the database is away its writer tries again, in order, and `check` refuses what would
+    need it. So a write is either told to be wrong, or it waits and is durable in the end.
+    """
+
+    def __init__(self, location: Location, fence: Fence | None = None) -> None:
+        self.engine = open_engine(location)
+        self.dialect = self.engine.dialect.name
+        self.fence = fence
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
+        self._ending = threading.Event()  # the writer waits for nothing any more
+        self._away: Unavailable | None = None
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
     def compile(self, statement: ClauseElement) -> Statement:
         """See Journal."""
-        return _compile(self._engine, statement)
+        return compiled(self.engine, statement)
+
+    def check(self) -> None:
+        """See Journal."""
+        if self._away is not None:
+            raise self._away
 
     def write(self, writes: Sequence[Write]) -> asyncio.Future[None]:
         """See Journal. Raises Unavailable: overloaded where the disk is too far behind,
@@ -153,11 +147,18 @@ class SqlJournal:
 
     def read(self, query: Executable) -> Sequence[Row[Any]]:
         """See Journal."""
-        with self._engine.connect() as connection:
-            return connection.execute(query).all()
+        self.check()
+        try:
+            with self.engine.connect() as connection:
+                return connection.execute(query).all()
+        except (DBAPIError, PoolTimeout) as error:
+            if isinstance(error, DBAPIError) and not passes(error):
+                raise
+            raise away(error) from None
 
     async def ask(self, query: Executable) -> Sequence[Row[Any]]:
         """See Journal."""
+        self.check()
         await self.write([])
         return await asyncio.to_thread(self.read, query)
 
@@ -165,27 +166,57 @@ class SqlJournal:
         """See Journal."""
         self._closed = True
         self._queue.put(None)
-        self._thread.join(timeout=10)
-        self._engine.dispose()
+        if self._away is not None:
+            self._ending.set()
+        self._thread.join(timeout=_CLOSE_S)
+        self._ending.set()
+        self.engine.dispose()
 
     def _run(self) -> None:
-        connection = self._engine.raw_connection()
-        try:
-            while (job := self._queue.get()) is not None:
-                batch, last = self._drain(job)
-                errors = _commit_all(connection, [writes for writes, _, _ in batch])
-                for loop in {loop for _, _, loop in batch}:
-                    ended = [
-                        (future, error)
-                        for (_, future, owner), error in zip(batch, errors, strict=True)
-                        if owner is loop
-                    ]
-                    if not loop.is_closed():
-                        loop.call_soon_threadsafe(_finish, ended)
-                if last:
-                    return
-        finally:
+        connection: Any = None
+        while (job := self._queue.get()) is not None:
+            batch, last = self._drain(job)
+            connection, errors = self._commit(connection, [writes for writes, _, _ in batch])
+            for loop in {loop for _, _, loop in batch}:
+                ended = [
+                    (future, error)
+                    for (_, future, owner), error in zip(batch, errors, strict=True)
+                    if owner is loop
+                ]
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(_finish, ended)
+            if last:
+                break
+        if connection is not None:
             connection.close()
+
+    def _commit(
+        self, connection: Any, units: Sequence[Sequence[Write]]
+    ) -> tuple[Any, list[Exception | None]]:
+        """Commit units, in order, however long the database is away. A unit whose commit was cut
+        is written again: every row is written whole, so twice is the same as once."""
+        errors: list[Exception | None] = []
+        pause_s = _RETRY_FIRST_S
+        while True:
+            passing: Exception
+            try:
+                connection = connection or self.engine.raw_connection()
+                errors += _commit_all(connection, units[len(errors) :], self.fence)
+                if not errors or not passes(errors[-1]):
+                    self._away = None
+                    return connection, errors
+                passing = errors.pop() or AssertionError("it is an error")
+            except Exception as error:  # no connection, for whatever reason: there may be one later
+                passing = error
+            if connection is not None:
+                connection.invalidate()
+                connection = None
+            if self._away is None:
+                _LOG.warning("the ledger's database is away: %s", passing)
+            self._away = away(passing)
+            if self._ending.wait(pause_s):
+                return None, [*errors, *[self._away] * (len(units) - len(errors))]
+            pause_s = min(2 * pause_s, _RETRY_LAST_S)
 
     def _drain(self, first: _Job) -> tuple[list[_Job], bool]:
         batch = [first]
@@ -203,23 +234,40 @@ class SqlJournal:
 _Job = tuple[tuple[Write, ...], "asyncio.Future[None]", asyncio.AbstractEventLoop]
 
 
-def _commit_all(connection: Any, units: Sequence[Sequence[Write]]) -> list[Exception | None]:
+def _commit_all(
+    connection: Any, units: Sequence[Sequence[Write]], fence: Fence | None = None
+) -> list[Exception | None]:
     """Commit many units at once; where that fails each by itself, so that a bad one harms no
-    other. The result tells each unit's error."""
-    error = _commit(connection, [write for writes in units for write in writes])
+    other. The result tells each unit's error, up to the first that may pass."""
+    error = _commit(connection, [write for writes in units for write in writes], fence)
+    if passes(error):
+        return [error]
     if error is None or len(units) == 1:
         return [error] * len(units)
-    return [_commit(connection, writes) for writes in units]
+    errors: list[Exception | None] = []
+    for writes in units:
+        errors.append(_commit(connection, writes, fence))
+        if passes(errors[-1]):
+            break
+    return errors
 
 
-def _commit(connection: Any, writes: Sequence[Write]) -> Exception | None:
+def _commit(connection: Any, writes: Sequence[Write], fence: Fence | None) -> Exception | None:
+    if not writes:
+        return None
     cursor = connection.cursor()
     try:
         for statement, rows in _grouped(writes):
             cursor.executemany(statement.sql, rows)
+        if fence is not None:
+            cursor.execute(fence.query.sql, fence.values)
+            if cursor.fetchone() is None:
+                fence.lost()
+                raise Refused("another process has taken this one's place")
         connection.commit()
     except Exception as error:
-        connection.rollback()
+        with suppress(Exception):  # of a connection that is gone there is nothing to take back
+            connection.rollback()
         return error
     finally:
         cursor.close()
@@ -263,6 +311,7 @@ class MemoryJournal:
         self._pending: list[tuple[tuple[Write, ...], asyncio.Future[None]]] = []
         self._dead = False
         self._timer: asyncio.TimerHandle | None = None
+        self.dialect = self._engine.dialect.name
 
     @property
     def engine(self) -> Engine:
@@ -271,7 +320,10 @@ class MemoryJournal:
 
     def compile(self, statement: ClauseElement) -> Statement:
         """See Journal."""
-        return _compile(self._engine, statement)
+        return compiled(self._engine, statement)
+
+    def check(self) -> None:
+        """See Journal."""
 
     def write(self, writes: Sequence[Write]) -> asyncio.Future[None]:
         """See Journal."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, select, update
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import bindparam, insert, select, update
 
 from inferpool.chain.base import Transfer
-from inferpool.payments.journal import Journal, Write
+from inferpool.payments.journal import Journal, Write, upsert
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.schema import (
     PAYEE_CHANNELS,
@@ -22,8 +21,6 @@ from inferpool.protocol.encoding import parse
 from inferpool.protocol.limits import CHANNELS_MAX, RECEIPTS_PAGE_MAX, REQUEST_IDS_KEPT_MAX
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.voucher import ChannelConfig, canonical_config
-
-_MUTABLE = ("best", "best_signature", "total_pico_usd", "reported", "seq", "claimed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +37,7 @@ class PayeeLedger:
 
     def __init__(self, journal: Journal, chain_id: int, decimals: int) -> None:
         self._journal = journal
-        upsert = insert(PAYEE_CHANNELS)
-        self._save_channel = journal.compile(
-            upsert.on_conflict_do_update(
-                index_elements=["channel_id"],
-                set_={name: upsert.excluded[name] for name in _MUTABLE},
-            )
-        )
+        self._save_channel = upsert(journal, PAYEE_CHANNELS, "channel_id")
         self._save_receipt = journal.compile(insert(PAYEE_RECEIPTS))
         self.channels: dict[bytes, PayeeChannel] = {
             row.channel_id: PayeeChannel(
@@ -64,13 +55,7 @@ class PayeeLedger:
             for row in journal.read(select(PAYEE_CHANNELS).limit(CHANNELS_MAX))
         }
         self._save_claim = journal.compile(insert(PAYEE_CLAIMS))
-        added = insert(PAYEE_ENERGY)
-        self._save_energy = journal.compile(
-            added.on_conflict_do_update(
-                index_elements=["hour_ms"],
-                set_={name: added.excluded[name] for name in ("microjoules", "busy_ms")},
-            )
-        )
+        self._save_energy = upsert(journal, PAYEE_ENERGY, "hour_ms")
         self._save_transfer = journal.compile(insert(PAYEE_TRANSFERS))
         self._answer_transfer = journal.compile(
             update(PAYEE_TRANSFERS)

@@ -85,6 +85,7 @@ ACCOUNTS: Final = Table(
     Column("limit_pico_usd", _AMOUNT, nullable=True),
     Column("spent_pico_usd", _AMOUNT, nullable=False),  # before lanes were counted
     Column("created_ms", BigInteger, nullable=False),
+    Index("accounts_by_name", "name", unique=True),
 )
 
 # Keys of accounts: hashes only, and a few characters by which their owner knows them.

@@ -85,7 +85,8 @@ def _query(groups: list[ColumnElement[Any]], window: Window) -> Any:
             func.sum(whole // _PART).label(f"{name}_high"),
             func.sum(whole % _PART).label(f"{name}_low"),
         ]
-    named = [group.label(f"group_{i}") for i, group in enumerate(groups)]
+    names = [f"group_{i}" for i in range(len(groups))]
+    named = [group.label(name) for name, group in zip(names, groups, strict=True)]
     return (
         select(*named, *columns)
         .where(
@@ -93,7 +94,7 @@ def _query(groups: list[ColumnElement[Any]], window: Window) -> Any:
             ATTEMPTS.c.started_ms >= window.since_ms,
             ATTEMPTS.c.started_ms < window.until_ms,
         )
-        .group_by(*groups)
+        .group_by(*names)  # by name: PostgreSQL takes a repeated expression for another one
     )
 
 

@@ -31,9 +31,14 @@ def usage_object(usage: Usage) -> dict[str, int]:
     }
 
 
-def chunk(head: dict[str, object], delta: dict[str, str], finish: str | None) -> dict[str, object]:
+def chunk(
+    head: dict[str, object],
+    delta: dict[str, str],
+    finish: str | None,
+    logprobs: dict[str, object] | None = None,
+) -> dict[str, object]:
     """One chunk of a stream; `head` has id, object, created, model, system_fingerprint."""
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
     return {**head, "choices": [choice]}
 
 
@@ -48,10 +53,16 @@ def head(request_id: bytes, model: str, engine_class: str, created_s: int) -> di
     }
 
 
-def whole(head: dict[str, object], text: str, finish: str, usage: Usage) -> dict[str, object]:
+def whole(
+    head: dict[str, object],
+    text: str,
+    finish: str,
+    usage: Usage,
+    logprobs: dict[str, object] | None = None,
+) -> dict[str, object]:
     """A whole answer."""
     message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+    choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish}
     return {
         **head,
         "object": "chat.completion",

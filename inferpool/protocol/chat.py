@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from inferpool.protocol.body import fail, read_json, refuse_rest
+from inferpool.protocol.body import fail, flag, integer, read_json, refuse_rest
 from inferpool.protocol.job import Job, Task
-from inferpool.protocol.limits import BODY_CHAT_MAX, MESSAGES_MAX, TEXT_MAX
+from inferpool.protocol.limits import BODY_CHAT_MAX, MESSAGES_MAX, TEXT_MAX, TOP_LOGPROBS_MAX
 from inferpool.protocol.text import INTEGER_SAMPLERS as INTEGER_SAMPLERS
 from inferpool.protocol.text import SAMPLERS as SAMPLERS
 from inferpool.protocol.text import TextRequest, take_shared
@@ -22,8 +22,6 @@ ROLES: Final = ("system", "developer", "user", "assistant")
 NO_OPS: Final[dict[str, tuple[object, ...]]] = {
     "store": (False, None),
     "service_tier": ("auto", "default", None),
-    "logprobs": (False, None),
-    "top_logprobs": (0, None),
     "n": (1, None),
     "parallel_tool_calls": (True, None),
     "logit_bias": ({}, None),
@@ -54,20 +52,32 @@ class ChatRequest(TextRequest):
             resume_units=len(self.resume),
             max_output=self.max_output,
             stream=self.stream,
+            needs=self.needs,
         )
 
     def encode(self) -> bytes:
         """The body that a gateway sends to a node: every value explicit."""
-        return self.encode_with({"messages": list(self.messages)})
+        asked: dict[str, object] = {"messages": list(self.messages)}
+        if self.top_logprobs is not None:
+            asked |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+        return self.encode_with(asked)
 
     @classmethod
     def parse(cls, data: bytes) -> ChatRequest:
         """Validate a body. Raises BadRequest with a stable code and the parameter's name."""
         body = read_json(data, BODY_CHAT_MAX)
         messages = _messages(body.pop("messages", None))
-        request = cls(messages=messages, **take_shared(body))
+        request = cls(messages=messages, top_logprobs=_top_logprobs(body), **take_shared(body))
         refuse_rest(body, NO_OPS)
         return request
+
+
+def _top_logprobs(body: dict[str, object]) -> int | None:
+    asked = flag(body.pop("logprobs", None), "logprobs")
+    most = integer(body.pop("top_logprobs", None), "top_logprobs", 0, TOP_LOGPROBS_MAX)
+    if most and not asked:
+        fail("top_logprobs", "top_logprobs needs logprobs: true.")
+    return (most or 0) if asked else None
 
 
 def _messages(value: object) -> tuple[dict[str, object], ...]:

@@ -1,6 +1,6 @@
 """OpenAI's plain completions request: one prompt, one text that goes on from it.
 
-`best_of`, `echo`, `suffix` and `logprobs` are served only where they ask for nothing. Source:
+`best_of`, `echo` and `suffix` are served only where they ask for nothing. Source:
 OpenAI's API reference, `POST /v1/completions`.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from inferpool.protocol.body import fail, read_json, refuse_rest
+from inferpool.protocol.body import fail, integer, read_json, refuse_rest
 from inferpool.protocol.job import Job, Task
-from inferpool.protocol.limits import BODY_CHAT_MAX
+from inferpool.protocol.limits import BODY_CHAT_MAX, COMPLETION_LOGPROBS_MAX
 from inferpool.protocol.text import TextRequest, take_shared
 
 # Accepted and without effect here, with the values that mean "as usual".
@@ -19,7 +19,6 @@ NO_OPS: Final[dict[str, tuple[object, ...]]] = {
     "best_of": (1, None),
     "echo": (False, None),
     "logit_bias": ({}, None),
-    "logprobs": (None,),  # 0 asks for the chosen token's
     "n": (1, None),
     "suffix": ("", None),
 }
@@ -42,11 +41,15 @@ class CompletionRequest(TextRequest):
             resume_units=len(self.resume),
             max_output=self.max_output,
             stream=self.stream,
+            needs=self.needs,
         )
 
     def encode(self) -> bytes:
         """The body that a gateway sends to a node: every value explicit."""
-        return self.encode_with({"prompt": self.prompt})
+        asked: dict[str, object] = {"prompt": self.prompt}
+        if self.top_logprobs is not None:
+            asked["logprobs"] = self.top_logprobs
+        return self.encode_with(asked)
 
     @classmethod
     def parse(cls, data: bytes) -> CompletionRequest:
@@ -59,7 +62,8 @@ class CompletionRequest(TextRequest):
                 "The parameter 'max_completion_tokens' is chat's; send max_tokens.",
                 "unsupported_parameter",
             )
-        request = cls(prompt=prompt, **take_shared(body))
+        most = integer(body.pop("logprobs", None), "logprobs", 0, COMPLETION_LOGPROBS_MAX)
+        request = cls(prompt=prompt, top_logprobs=most, **take_shared(body))
         refuse_rest(body, NO_OPS)
         return request
 

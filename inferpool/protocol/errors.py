@@ -71,6 +71,7 @@ CODES: Final[dict[str, tuple[int, str, str]]] = {
     "engine_failed": (502, "server_error", "The engine failed during the request."),
     "node_failed": (502, "server_error", "The node failed during the request."),
     "receipt_invalid": (502, "server_error", "The node's receipt does not match its answer."),
+    "ledger_unavailable": (503, "server_error", "The gateway's database does not answer."),
     "chain_unavailable": (503, "server_error", "The chain does not answer."),
     "timeout": (504, "server_error", "The answer did not come in time."),
     "internal": (500, "server_error", "A fault in Inferpool itself; please report it."),

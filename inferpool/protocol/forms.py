@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from inferpool.protocol import answers
+from inferpool.protocol import answers, logprobs
 from inferpool.protocol.chat import ChatRequest
+from inferpool.protocol.logprobs import TokenLogprob, Tokens
 from inferpool.protocol.text import TextRequest
 from inferpool.protocol.usage import Usage
 
@@ -27,15 +28,25 @@ class Form(Protocol):
         """The chunk that opens a stream, where the API has one."""
         ...
 
-    def piece(self, head: Value, text: str) -> Value:
-        """A chunk with text."""
+    def piece(self, head: Value, text: str, told: Value | None = None) -> Value:
+        """A chunk with text; `told`: its `logprobs`."""
         ...
 
-    def last(self, head: Value, finish: str) -> Value:
+    def logprobs(self, tokens: Tokens, offset: int) -> Value:
+        """The object `logprobs` of a choice; `offset`: characters of the answer before these."""
+        ...
+
+    def tokens_of(self, choice: Value) -> tuple[TokenLogprob, ...]:
+        """The same, read back. Raises ValueError, LookupError, TypeError, AttributeError."""
+        ...
+
+    def last(self, head: Value, finish: str, told: Value | None = None) -> Value:
         """The chunk with the finish reason, without text."""
         ...
 
-    def whole(self, head: Value, text: str, finish: str, usage: Usage) -> Value:
+    def whole(
+        self, head: Value, text: str, finish: str, usage: Usage, told: Value | None = None
+    ) -> Value:
         """A whole answer."""
         ...
 
@@ -55,17 +66,27 @@ class ChatForm:
         """The role."""
         return answers.chunk(head, {"role": "assistant", "content": ""}, None)
 
-    def piece(self, head: Value, text: str) -> Value:
+    def piece(self, head: Value, text: str, told: Value | None = None) -> Value:
         """A delta."""
-        return answers.chunk(head, {"content": text}, None)
+        return answers.chunk(head, {"content": text}, None, told)
 
-    def last(self, head: Value, finish: str) -> Value:
+    def logprobs(self, tokens: Tokens, offset: int) -> Value:
+        """A list of tokens."""
+        return logprobs.chat_object(tokens)
+
+    def tokens_of(self, choice: Value) -> tuple[TokenLogprob, ...]:
+        """From the list of tokens."""
+        return logprobs.read_chat(choice.get("logprobs"))
+
+    def last(self, head: Value, finish: str, told: Value | None = None) -> Value:
         """An empty delta."""
-        return answers.chunk(head, {}, finish)
+        return answers.chunk(head, {}, finish, told)
 
-    def whole(self, head: Value, text: str, finish: str, usage: Usage) -> Value:
+    def whole(
+        self, head: Value, text: str, finish: str, usage: Usage, told: Value | None = None
+    ) -> Value:
         """A message."""
-        return answers.whole(head, text, finish, usage)
+        return answers.whole(head, text, finish, usage, told)
 
     def text_of(self, choice: Value) -> object:
         """The delta's content."""
@@ -84,17 +105,27 @@ class CompletionForm:
         """There is none."""
         return None
 
-    def piece(self, head: Value, text: str) -> Value:
+    def piece(self, head: Value, text: str, told: Value | None = None) -> Value:
         """A choice with text."""
-        return _completion(head, text, None)
+        return _completion(head, text, None, told)
 
-    def last(self, head: Value, finish: str) -> Value:
+    def logprobs(self, tokens: Tokens, offset: int) -> Value:
+        """Four lists side by side."""
+        return logprobs.completion_object(tokens, offset)
+
+    def tokens_of(self, choice: Value) -> tuple[TokenLogprob, ...]:
+        """From the lists."""
+        return logprobs.read_completion(choice.get("logprobs"))
+
+    def last(self, head: Value, finish: str, told: Value | None = None) -> Value:
         """A choice without text."""
-        return _completion(head, "", finish)
+        return _completion(head, "", finish, told)
 
-    def whole(self, head: Value, text: str, finish: str, usage: Usage) -> Value:
+    def whole(
+        self, head: Value, text: str, finish: str, usage: Usage, told: Value | None = None
+    ) -> Value:
         """One choice, and the usage."""
-        value = _completion(head, text, finish)
+        value = _completion(head, text, finish, told)
         return {**value, "usage": answers.usage_object(usage)}
 
     def text_of(self, choice: Value) -> object:
@@ -121,6 +152,6 @@ def head(form: Form, answer_id: str, model: str, created_s: int) -> Value:
     }
 
 
-def _completion(head: Value, text: str, finish: str | None) -> Value:
-    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+def _completion(head: Value, text: str, finish: str | None, told: Value | None = None) -> Value:
+    choice = {"index": 0, "text": text, "logprobs": told, "finish_reason": finish}
     return {**head, "choices": [choice]}

@@ -57,3 +57,4 @@ class Job:
     audio_ms: int = 0
     steps: int = 0
     stream: bool = False
+    needs: tuple[str, ...] = ()  # names that a service must take (`parameters`), in order

@@ -6,14 +6,20 @@ of it by the hashes of the others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from inferpool.protocol import eip712
+from inferpool.protocol import eip712, parameters
 from inferpool.protocol.encoding import canonical, number, parse, to_hex
 from inferpool.protocol.errors import Refused
 from inferpool.protocol.job import Task
-from inferpool.protocol.limits import OFFER_ENDPOINTS_MAX, OFFER_MAX, OFFER_SERVICES_MAX, TEXT_MAX
+from inferpool.protocol.limits import (
+    OFFER_ENDPOINTS_MAX,
+    OFFER_MAX,
+    OFFER_SERVICES_MAX,
+    PARAMETERS_TEXT_MAX,
+    TEXT_MAX,
+)
 from inferpool.protocol.units import DECIMALS_MAX
 from inferpool.protocol.voucher import WITHDRAW_DELAY_MAX_S, WITHDRAW_DELAY_MIN_S
 from inferpool.protocol.wire import Reader
@@ -88,6 +94,8 @@ class Service:
     message_overhead: int  # tokens that it adds for each message
     resume: bool
     audited: bool
+    # Names of what it takes beyond the common (`parameters`): told beside the offer, not in it.
+    parameters: tuple[str, ...] = ()
 
     @property
     def call_class(self) -> tuple[bytes, str]:
@@ -311,24 +319,39 @@ def binding_digest(owner: bytes, node: bytes, valid_until_ms: int, chain_id: int
 @dataclass(frozen=True, slots=True)
 class SignedOffer:
     """An offer as it travels: with the node's signature and, unless the registry binds the key,
-    its owner's word for it (65 bytes or none) with the end of that word in UNIX ms."""
+    its owner's word for it (65 bytes or none) with the end of that word in UNIX ms. Where a
+    service has `parameters`, the node signs them over the offer's hash (65 bytes, else none)."""
 
     offer: Offer
     signature: bytes
     owner_signature: bytes = b""
     owner_valid_until_ms: int = 0
+    parameters_signature: bytes = b""
+
+    @property
+    def parameter_texts(self) -> list[str]:
+        """The parameters of each service as they travel; none where no service has any."""
+        texts = [parameters.join(service.parameters) for service in self.offer.services]
+        return texts if any(texts) else []
+
+    def parameters_digest(self) -> bytes | None:
+        """What the node key signs of them beside the offer; None where there is nothing to say."""
+        texts, chain_id = self.parameter_texts, self.offer.terms.chain_id
+        return parameters.digest(self.offer.digest(), texts, chain_id) if texts else None
 
     def encode(self) -> bytes:
         """Canonical JSON."""
-        return canonical(
-            {
-                "version": 1,
-                "offer": self.offer.to_wire(),
-                "signature": to_hex(self.signature),
-                "ownerSignature": to_hex(self.owner_signature),
-                "ownerValidUntilMs": number(self.owner_valid_until_ms),
-            }
-        )
+        value: dict[str, object] = {
+            "version": 1,
+            "offer": self.offer.to_wire(),
+            "signature": to_hex(self.signature),
+            "ownerSignature": to_hex(self.owner_signature),
+            "ownerValidUntilMs": number(self.owner_valid_until_ms),
+        }
+        if self.parameter_texts:
+            value["parameters"] = self.parameter_texts
+            value["parametersSignature"] = to_hex(self.parameters_signature)
+        return canonical(value)
 
     @classmethod
     def decode(cls, data: bytes) -> SignedOffer:
@@ -345,5 +368,24 @@ class SignedOffer:
             owner_signature=reader.data_or_none("ownerSignature", 65),
             owner_valid_until_ms=reader.integer("ownerValidUntilMs", _U64),
         )
+        if reader.has("parameters"):
+            signed = _with_parameters(signed, reader)
         reader.done()
         return signed
+
+
+def _with_parameters(signed: SignedOffer, reader: Reader) -> SignedOffer:
+    services = signed.offer.services
+    texts = reader.texts("parameters", len(services), PARAMETERS_TEXT_MAX)
+    if not any(texts):
+        reader.refuse("parameters", "left out where there are none")
+    try:
+        named = tuple(
+            replace(service, parameters=parameters.split(text))
+            for service, text in zip(services, texts, strict=True)
+        )
+    except ValueError as error:
+        reader.refuse("parameters", str(error))
+    signature = reader.data("parametersSignature", 65)
+    offer = replace(signed.offer, services=named)
+    return replace(signed, offer=offer, parameters_signature=signature)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import orjson
 
+from inferpool.protocol import parameters
 from inferpool.protocol.body import fail, flag, integer, model_name, seed_of
 from inferpool.protocol.limits import (
     OUTPUT_UNITS_MAX,
@@ -47,8 +48,14 @@ class TextRequest:
     sampling: dict[str, float] = field(default_factory=dict)
     stream: bool = False
     include_usage: bool = False
+    top_logprobs: int | None = None  # alternatives at each token; None: no log-probabilities
     resume: tuple[int, ...] = ()
     preferences: RoutePreferences = NO_PREFERENCES  # for the gateway, and never sent on
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of what not every service takes (`parameters`)."""
+        return () if self.top_logprobs is None else (parameters.LOGPROBS,)
 
     def encode_with(self, prompt: Mapping[str, object]) -> bytes:
         """The body that a gateway sends to a node: every value explicit."""

@@ -81,6 +81,18 @@ class Reader:
             self.refuse(name, "expected true or false")
         return value
 
+    def texts(self, name: str, count: int, maximum: int) -> list[str]:
+        """A list of exactly `count` strings, each as `text` takes one."""
+        value = self._take(name)
+        if not isinstance(value, list) or len(value) != count:
+            self.refuse(name, f"expected a list of {count} strings")
+        items = Reader({str(i): item for i, item in enumerate(value)}, f"{self._path}{name}.")
+        return [items.text(str(i), maximum) for i in range(count)]
+
+    def has(self, name: str) -> bool:
+        """Whether a member that may be left out is there."""
+        return name in self._members
+
     def one(self, name: str) -> Reader:
         """A nested object."""
         value = self._take(name)

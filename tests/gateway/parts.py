@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -21,7 +21,7 @@ from inferpool.gateway.nodes import KnownNode
 from inferpool.identity.signing import Key
 from inferpool.payments.budget import Account
 from inferpool.protocol import headers as names
-from inferpool.protocol.offer import SignedOffer
+from inferpool.protocol.offer import Offer, SignedOffer
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.receipt_chain import ChainedReceipt
 from inferpool.sim.parts import API_KEY, SimGateway, SimNode, key_of
@@ -398,6 +398,13 @@ async def pool(
             await gateway.gateway.close()
         for machine in machines:
             await machine.machine.cut()
+
+
+def signed_offer(offer: Offer, key: Key, **more: Any) -> SignedOffer:
+    """An offer with all that its node signs."""
+    signed = SignedOffer(offer, key.sign(offer.digest()), **more)
+    digest = signed.parameters_digest()
+    return signed if digest is None else replace(signed, parameters_signature=key.sign(digest))
 
 
 def offer_of(node: SimNode) -> SignedOffer:

@@ -25,6 +25,7 @@ from tests.gateway.parts import (
     offer_of,
     owner_key,
     pool,
+    signed_offer,
     url_of,
 )
 
@@ -32,7 +33,7 @@ STRANGER = Key(sha256(b"stranger"))
 
 
 def signed(offer: Offer, key: Key | None = None, **more: Any) -> SignedOffer:
-    return SignedOffer(offer, (key or node_key(0)).sign(offer.digest()), **more)
+    return signed_offer(offer, key or node_key(0), **more)
 
 
 async def shown(made: Pool, data: bytes) -> int:

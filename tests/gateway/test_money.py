@@ -10,9 +10,8 @@ import pytest
 from inferpool.chain.memory import FailingChain, Failure
 from inferpool.gateway.treasury import Caps
 from inferpool.protocol.errors import PaymentRequired, Unavailable
-from inferpool.protocol.offer import SignedOffer
 from inferpool.sim.parts import key_of
-from tests.gateway.parts import SEED, Pool, offer_of, pool
+from tests.gateway.parts import SEED, Pool, offer_of, pool, signed_offer
 
 ONE = 17 * 150_000 + 10 * 600_000  # pico-USD: what `Pool.chat` may cost at most
 
@@ -239,7 +238,7 @@ async def test_an_absurdly_dear_offer_locks_nobody_out_of_a_budget() -> None:
         absurd = replace(offer.services[0], template_overhead=2**32 - 1)
         dear = replace(offer, services=(absurd, offer.services[1]))
         made.pipe(made.nodes[0].url)
-        made.liar.on_offer = lambda _: SignedOffer(dear, made.liar.key.sign(dear.digest())).encode()
+        made.liar.on_offer = lambda _: signed_offer(dear, made.liar.key).encode()
         await made.gateway.start()
         try:
             assert len(made.known) == 2

@@ -141,7 +141,7 @@ async def test_goes_on_at_another_node(
         ({"suffix": "end"}, "suffix", "unsupported_parameter"),
         ({"best_of": 2}, "best_of", "unsupported_parameter"),
         ({"n": 2}, "n", "unsupported_parameter"),
-        ({"logprobs": 0}, "logprobs", "unsupported_parameter"),
+        ({"logprobs": 6}, "logprobs", "invalid_request"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
         ({"messages": []}, "messages", "unsupported_parameter"),
         ({"prompt": ""}, "prompt", "invalid_request"),

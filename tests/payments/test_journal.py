@@ -18,10 +18,10 @@ from inferpool.payments.schema import ACCOUNTS, PAYEE_RECEIPTS
 from inferpool.protocol.errors import Unavailable
 
 
-def account_write(statement: Statement, number: int, name: object = "consumer") -> Write:
+def account_write(statement: Statement, number: int, name: object = "") -> Write:
     values: dict[str, object] = {
         "key_hash": b"%06d" % number,
-        "name": name,
+        "name": f"consumer {number}" if name == "" else name,
         "limit_pico_usd": None,
         "spent_pico_usd": str(number),
         "created_ms": 0,
@@ -141,7 +141,7 @@ async def main(path):
     journal = SqlJournal(path)
     statement = journal.compile(insert(ACCOUNTS))
     async def write(number):
-        values = dict(key_hash=b"%06d" % number, name="consumer", limit_pico_usd=None,
+        values = dict(key_hash=b"%06d" % number, name=f"consumer {number}", limit_pico_usd=None,
                       spent_pico_usd=str(number), created_ms=0)
         await journal.write([Write(statement, values)])
         print(number, flush=True)

@@ -182,10 +182,6 @@ def test_known_to_do_nothing(name: str, usual: Any) -> None:
         ("store", True),
         ("store", 0),
         ("service_tier", "priority"),
-        ("logprobs", True),
-        ("logprobs", 0),
-        ("top_logprobs", 5),
-        ("top_logprobs", False),
         ("n", 2),
         ("n", True),
         ("n", 1.0),
@@ -303,3 +299,37 @@ def test_the_job_counts_the_body_as_sent(body: dict[str, Any]) -> None:
     assert job.max_output == body.get("max_tokens")
     assert job.choices == 1
     assert job.stream == body.get("stream", False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "most"),
+    [
+        ({}, None),
+        ({"logprobs": None, "top_logprobs": None}, None),
+        ({"logprobs": False, "top_logprobs": 0}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 20}, 20),
+    ],
+)
+def test_log_probabilities(asked: dict[str, Any], most: int | None) -> None:
+    request = parse(**asked)
+    assert request.top_logprobs == most
+    assert request.job.needs == (() if most is None else ("logprobs",))
+    assert ChatRequest.parse(request.encode()) == request
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"logprobs": False, "top_logprobs": 1}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": "5"}, "top_logprobs"),
+    ],
+)
+def test_log_probabilities_that_are_none(asked: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        parse(**asked)
+    assert refused.value.param == param

@@ -101,6 +101,40 @@ def test_offer_round_trip(offer: Offer, signature: bytes, owner: bytes, until_ms
     assert SignedOffer.decode(signed.encode()) == signed
 
 
+@given(offers, b65, st.lists(st.sets(st.sampled_from(["a", "b_c", "logprobs"])), min_size=4))
+def test_offer_with_parameters_round_trip(
+    offer: Offer, signature: bytes, names: list[set[str]]
+) -> None:
+    services = tuple(
+        dataclasses.replace(service, parameters=tuple(sorted(taken)))
+        for service, taken in zip(offer.services, names, strict=False)
+    )
+    signed = SignedOffer(dataclasses.replace(offer, services=services), signature)
+    assert signed.offer.digest() == offer.digest()  # courts know nothing of them
+    if signed.parameters_digest() is not None:
+        signed = dataclasses.replace(signed, parameters_signature=signature)
+    assert SignedOffer.decode(signed.encode()) == signed
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        *(["b,a"], ["a,a"], ["A"], ["a,"], ["a b"], [","], [""], [1], [], ["a", "b"], "a", None),
+        ["x" * 33],
+        [",".join(sorted(a + b for a in "abcdef" for b in "uvwxyz"))],
+    ],
+)
+def test_parameters_have_one_form(texts: Any) -> None:
+    """Sorted, each once, small letters; and none where there is nothing to say."""
+    good = cases("parameters")[0]["wire"]
+    SignedOffer.decode(canonical(good))
+    with pytest.raises(Refused) as refused:
+        SignedOffer.decode(canonical({**good, "parameters": texts}))
+    assert refused.value.code == "bad_encoding"
+    with pytest.raises(Refused):
+        SignedOffer.decode(canonical({k: v for k, v in good.items() if k != "parameters"}))
+
+
 @given(receipts, b65)
 def test_receipt_round_trip(receipt: Receipt, signature: bytes) -> None:
     signed = SignedReceipt(receipt, signature)

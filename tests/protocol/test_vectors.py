@@ -122,6 +122,16 @@ def test_receipt_chain(case: Any) -> None:
     assert ended.header() == case["encodedWithProof"].encode()
 
 
+@named("parameters")
+def test_parameters(case: Any) -> None:
+    signed = SignedOffer.decode(encoded(case))
+    assert signed.encode() == encoded(case)
+    assert signed.parameter_texts == case["wire"]["parameters"]
+    digest = signed.parameters_digest()
+    assert digest == data(case["digest"])
+    assert recover(digest, signed.parameters_signature) == signed.offer.node
+
+
 @named("relay_hello")
 def test_relay_hello(case: Any) -> None:
     node, nonce = data(case["wire"]["node"]), data(case["wire"]["nonce"])

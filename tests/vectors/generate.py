@@ -55,6 +55,7 @@ TYPES = {
         "uint40 withdrawDelay, uint32 window"
     ),
     "NodeBinding": members("address owner, address node, uint64 validUntilMs"),
+    "Parameters": members("bytes32 offer, string[] services"),
     "EvidenceRequest": members("address node, bytes32 requestId"),
     "ReceiptsRequest": members("address node, bytes32 channelId"),
     "ReceiptChain": members("bytes32 channelId, uint64 firstSeq, uint16 count, bytes32 head"),
@@ -298,6 +299,27 @@ def offer_cases() -> list[Json]:
     return cases
 
 
+def parameters_cases() -> list[Json]:
+    """What the services of an offer take beyond the common parameters, and how it travels."""
+    second = service(manifest=filled(2), model="second")
+    cases = []
+    for chain_id, services, texts in (
+        (84_532, [service()], ["logprobs"]),
+        (1, [service(), second], ["logit_bias,logprobs,response_format,tools", ""]),
+        (U64, [second, service()], ["", "a,b_c"]),
+    ):
+        values = offer(services=services, terms=terms(chainId=chain_id))
+        message = typed("Offer", inferpool(chain_id), values)
+        said = {"offer": digest(message), "services": texts}
+        found = typed("Parameters", inferpool(chain_id), said)
+        travelling = {"version": 1, "offer": wire(values), "signature": sign(message, NODE_TEXT)}
+        travelling |= {"ownerSignature": "0x", "ownerValidUntilMs": 0, "parameters": texts}
+        travelling["parametersSignature"] = sign(found, NODE_TEXT)
+        case = {"chainId": number(chain_id), "wire": travelling, "digest": hexed(digest(found))}
+        cases.append(case | {"encoded": text64(canonical(travelling))})
+    return cases
+
+
 def relay_hello_cases() -> list[Json]:
     cases = []
     for nonce, key in ((filled(0), filled(0)), (filled(0x5A), filled(0xA5))):
@@ -489,23 +511,13 @@ def evidence_cases() -> list[Json]:
     return cases
 
 
-def evidence_request_cases() -> list[Json]:
+def request_cases(kind: str, member: str, byte: int) -> list[Json]:
+    """What a payer signs to read something of its own."""
     cases = []
-    for request_id, chain_id in ((filled(0x10), 84_532), (filled(0x10), 1), (filled(0xFF), U64)):
-        values = {"node": account(NODE_TEXT), "requestId": request_id}
-        message = typed("EvidenceRequest", inferpool(chain_id), values)
+    for value, chain_id in ((filled(byte), 84_532), (filled(byte), 1), (filled(0xFF), U64)):
+        values = {"node": account(NODE_TEXT), member: value}
         case = {"chainId": number(chain_id), **wire(values)}
-        cases.append(case | {"digest": hexed(digest(message))})
-    return cases
-
-
-def receipts_request_cases() -> list[Json]:
-    cases = []
-    for channel_id, chain_id in ((filled(0x60), 84_532), (filled(0x60), 1), (filled(0xFF), U64)):
-        values = {"node": account(NODE_TEXT), "channelId": channel_id}
-        message = typed("ReceiptsRequest", inferpool(chain_id), values)
-        case = {"chainId": number(chain_id), **wire(values)}
-        cases.append(case | {"digest": hexed(digest(message))})
+        cases.append(case | {"digest": hexed(digest(typed(kind, inferpool(chain_id), values)))})
     return cases
 
 
@@ -637,11 +649,7 @@ def domain_cases() -> list[Json]:
             )
         )
         cases.append(
-            {
-                "chainId": number(chain_id),
-                "inferpool": hexed(plain),
-                "channels": hexed(channels),
-            }
+            {"chainId": number(chain_id), "inferpool": hexed(plain), "channels": hexed(channels)}
         )
     return cases
 
@@ -663,16 +671,8 @@ def units(job: Json, sold: Json) -> tuple[int, int]:
 
 
 def price_cases() -> list[Json]:
-    usual = {
-        "promptBytes": 0,
-        "messages": 0,
-        "resumeUnits": 0,
-        "maxOutput": None,
-        "choices": 1,
-        "rows": 0,
-        "audioMs": 0,
-        "steps": 0,
-    }
+    usual: Json = dict.fromkeys(("promptBytes", "messages", "resumeUnits"), 0)
+    usual |= {"maxOutput": None, "choices": 1, "rows": 0, "audioMs": 0, "steps": 0}
     chat = {"promptBytes": 100, "messages": 2}
     million = {"priceInPico": 1_000_000, "priceOutPico": 0, "templateOverhead": 0}
     token = {**million, "messageOverhead": 0}
@@ -769,13 +769,14 @@ def files() -> dict[str, str]:
         "domain": {"cases": domain_cases()},
         "offer": {"keys": keys, "cases": offer_cases()},
         "binding": {"keys": keys, "cases": binding_cases()},
+        "parameters": {"cases": parameters_cases()},
         "relay_hello": {"cases": relay_hello_cases()},
         "receipt": {"keys": keys, "cases": receipt_cases()},
         "voucher": {"cases": voucher_cases()},
         "evidence": {"cases": evidence_cases()},
-        "evidence_request": {"cases": evidence_request_cases()},
+        "evidence_request": {"cases": request_cases("EvidenceRequest", "requestId", 0x10)},
         "receipt_chain": {"keys": keys, "cases": chain_cases()},
-        "receipts_request": {"cases": receipts_request_cases()},
+        "receipts_request": {"cases": request_cases("ReceiptsRequest", "channelId", 0x60)},
         "lease": {"cases": lease_cases()},
         "tensor_request": {"cases": tensor_request_cases()},
         "price": {"cases": price_cases()},
