@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Final
 
 import orjson
@@ -21,6 +20,7 @@ from inferpool.protocol.forms import CHAT, Form
 from inferpool.protocol.limits import ANSWER_MAX, FIRST_BYTE_TIMEOUT_S, SILENCE_MS
 from inferpool.protocol.logprobs import TokenLogprob
 from inferpool.protocol.receipt import SignedReceipt
+from inferpool.protocol.value import value
 from inferpool.transport.base import AnswerInvalid, AnswerTimeout, ConnectionCut, Response
 from inferpool.transport.sse import Comment, events
 
@@ -32,7 +32,7 @@ _DONE: Final = b"[DONE]"
 SLOWEST_TOKEN_S: Final = 1.0  # a slower stream is one that does not end
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Piece:
     """What one chunk adds: text, the token ids behind it, and what was asked of each."""
 

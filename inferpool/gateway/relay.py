@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -40,6 +40,7 @@ from inferpool.protocol.transcription import TranscriptionRequest
 
 if TYPE_CHECKING:
     from inferpool.gateway.gateway import Gateway
+from inferpool.protocol.value import value
 from inferpool.transport.base import AnswerTimeout, Response
 
 _LOG = logging.getLogger("inferpool.gateway")
@@ -52,7 +53,7 @@ HeaderList = list[tuple[bytes, bytes]]
 Answer = tuple[bytes, HeaderList]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Errand:
     """One whole answer to fetch. `path` and `body` may name the model as the node calls it."""
 

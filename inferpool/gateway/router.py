@@ -26,6 +26,7 @@ from inferpool.protocol.errors import BadRequest, Unavailable
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.offer import Service
 from inferpool.protocol.price import maximum_pico_usd
+from inferpool.protocol.value import value
 
 Allows = Callable[[KnownNode, Service], str]
 BYTES_PER_TOKEN: Final = 4  # English prose; only an expectation, never a bound
@@ -88,7 +89,7 @@ class Candidate:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Wanted:
     """What is asked for beside the job, and what is known at this moment.
 

@@ -22,6 +22,7 @@ from inferpool.protocol.receipt_chain import (
     chain_digest,
     link,
 )
+from inferpool.protocol.value import value
 
 _EARLY_MAX: Final = 8
 UNPROVED_MAX: Final = 4 * CHAIN_RECEIPTS_MAX  # beyond it a payer asks for signed receipts
@@ -58,7 +59,7 @@ class ReceiptChain:
         return ChainedReceipt.of(receipt, self.first_seq, self.count - 1, self.head, proof)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ChainSigner:
     """Whose signature proves a chain: the node's, on one channel of one blockchain."""
 

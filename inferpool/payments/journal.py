@@ -1,8 +1,10 @@
 """Durable writes with group commit: whoever awaits a write goes on when it is on disk.
 
 One writer thread takes all that queued while the last transaction was committed and commits it in
-one go, so that a burst of answers shares one fsync. `MemoryJournal` does the same without thread
-or file, for the simulator: a crash there loses exactly what was not committed yet.
+one go, so that a burst of answers shares one fsync. What is written within one turn of the event
+loop is handed over together: calls that one commit woke share the next one too. `MemoryJournal`
+does the same without thread or file, for the simulator: a crash there loses exactly what was not
+committed yet.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, Protocol
 
 from sqlalchemy import Executable, Table
@@ -32,16 +35,18 @@ from inferpool.payments.database import (
     passes,
 )
 from inferpool.protocol.errors import Refused, Unavailable
+from inferpool.protocol.value import value
 
 _LOG = logging.getLogger("inferpool.journal")
 BATCH_MAX: Final = 1024
 QUEUE_MAX: Final = 100_000
+ROWS_AT_ONCE: Final = 16  # of one statement; below SQLite's bound on parameters for any table here
 _RETRY_FIRST_S: Final = 0.05
 _RETRY_LAST_S: Final = 1.0
 _CLOSE_S: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Write:
     """One statement with its parameters.
 
@@ -50,12 +55,15 @@ class Write:
     """
 
     statement: Statement
-    values: dict[str, object]
+    values: dict[str, object] | tuple[object, ...]  # by column, or in the order of the SQL
     row: bytes | None = None  # the key of the row that it replaces whole, where it does
 
     def parameters(self) -> tuple[object, ...]:
         """Positional parameters in the order of the SQL."""
-        return tuple(self.values[name] for name in self.statement.names)
+        values = self.values
+        if isinstance(values, tuple):
+            return values
+        return tuple(values[name] for name in self.statement.names)
 
 
 class Journal(Protocol):
@@ -117,7 +125,9 @@ class SqlJournal:
         self.engine = open_engine(location)
         self.dialect = self.engine.dialect.name
         self.fence = fence
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
+        self._gathered: list[_Job] = []  # in this turn of the loop
+        self._taken, self._written = 0, 0  # jobs so far; the second counts in the thread
         self._closed = False
         self._ending = threading.Event()  # the writer waits for nothing any more
         self._away: Unavailable | None = None
@@ -138,12 +148,21 @@ class SqlJournal:
         shutting_down after `close`."""
         if self._closed:
             raise Unavailable("The ledger is closed.", code="shutting_down")
-        if self._queue.qsize() > QUEUE_MAX:
+        if self._taken - self._written > QUEUE_MAX:
             raise Unavailable("The disk is too slow for the ledger; try again.", retry_after_s=1)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        self._queue.put((tuple(writes), future, loop))
+        gathered = self._gathered
+        if not gathered or gathered[-1][2] is not loop:
+            loop.call_soon(self._hand_over)
+        gathered.append((writes, future, loop))
+        self._taken += 1
         return future
+
+    def _hand_over(self) -> None:
+        if self._gathered:
+            gathered, self._gathered = self._gathered, []
+            self._queue.put(gathered)
 
     def read(self, query: Executable) -> Sequence[Row[Any]]:
         """See Journal."""
@@ -165,6 +184,7 @@ class SqlJournal:
     def close(self) -> None:
         """See Journal."""
         self._closed = True
+        self._hand_over()
         self._queue.put(None)
         if self._away is not None:
             self._ending.set()
@@ -174,17 +194,11 @@ class SqlJournal:
 
     def _run(self) -> None:
         connection: Any = None
-        while (job := self._queue.get()) is not None:
-            batch, last = self._drain(job)
+        while (jobs := self._queue.get()) is not None:
+            batch, last = self._drain(jobs)
             connection, errors = self._commit(connection, [writes for writes, _, _ in batch])
-            for loop in {loop for _, _, loop in batch}:
-                ended = [
-                    (future, error)
-                    for (_, future, owner), error in zip(batch, errors, strict=True)
-                    if owner is loop
-                ]
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(_finish, ended)
+            self._written += len(batch)
+            _tell(batch, errors)
             if last:
                 break
         if connection is not None:
@@ -218,20 +232,31 @@ class SqlJournal:
                 return None, [*errors, *[self._away] * (len(units) - len(errors))]
             pause_s = min(2 * pause_s, _RETRY_LAST_S)
 
-    def _drain(self, first: _Job) -> tuple[list[_Job], bool]:
-        batch = [first]
+    def _drain(self, batch: list[_Job]) -> tuple[list[_Job], bool]:
         while len(batch) < BATCH_MAX:
             try:
-                job = self._queue.get_nowait()
+                jobs = self._queue.get_nowait()
             except queue.Empty:
                 break
-            if job is None:
+            if jobs is None:
                 return batch, True
-            batch.append(job)
+            batch += jobs
         return batch, False
 
 
-_Job = tuple[tuple[Write, ...], "asyncio.Future[None]", asyncio.AbstractEventLoop]
+_Job = tuple[Sequence[Write], "asyncio.Future[None]", asyncio.AbstractEventLoop]
+
+
+def _tell(batch: list[_Job], errors: list[Exception | None]) -> None:
+    """Wake each job's writer, in its own loop."""
+    for loop in {loop for _, _, loop in batch}:
+        ended = [
+            (future, error)
+            for (_, future, owner), error in zip(batch, errors, strict=True)
+            if owner is loop
+        ]
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_finish, ended)
 
 
 def _commit_all(
@@ -258,7 +283,12 @@ def _commit(connection: Any, writes: Sequence[Write], fence: Fence | None) -> Ex
     cursor = connection.cursor()
     try:
         for statement, rows in _grouped(writes):
-            cursor.executemany(statement.sql, rows)
+            many = statement.many(ROWS_AT_ONCE)
+            whole = len(rows) - len(rows) % ROWS_AT_ONCE if many else 0
+            for at in range(0, whole, ROWS_AT_ONCE):
+                cursor.execute(many, tuple(chain.from_iterable(rows[at : at + ROWS_AT_ONCE])))
+            if whole < len(rows):
+                cursor.executemany(statement.sql, rows[whole:])
         if fence is not None:
             cursor.execute(fence.query.sql, fence.values)
             if cursor.fetchone() is None:
@@ -276,16 +306,19 @@ def _commit(connection: Any, writes: Sequence[Write], fence: Fence | None) -> Ex
 
 def _grouped(writes: Sequence[Write]) -> list[tuple[Statement, list[tuple[object, ...]]]]:
     """Parameters by statement, in the order in which these first come; each row once."""
-    last: dict[tuple[int, object], Write] = {}
-    for at, write in enumerate(writes):
-        key = (id(write.statement), at if write.row is None else write.row)
-        last.pop(key, None)
-        last[key] = write
-    groups: dict[int, tuple[Statement, list[tuple[object, ...]]]] = {}
-    for write in last.values():
-        found = groups.setdefault(id(write.statement), (write.statement, []))
-        found[1].append(write.parameters())
-    return list(groups.values())
+    groups: dict[int, tuple[Statement, list[tuple[object, ...]], dict[bytes, Write]]] = {}
+    for write in writes:
+        group = groups.get(id(write.statement))
+        if group is None:
+            group = groups[id(write.statement)] = (write.statement, [], {})
+        if write.row is None:
+            group[1].append(write.parameters())
+        else:
+            group[2][write.row] = write
+    return [
+        (statement, [*rows, *(write.parameters() for write in last.values())])
+        for statement, rows, last in groups.values()
+    ]
 
 
 def _finish(ended: Sequence[tuple[asyncio.Future[None], Exception | None]]) -> None:

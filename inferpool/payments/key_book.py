@@ -42,6 +42,9 @@ def shown(key: str) -> str:
     return f"{key[:_SHOWN_START]}...{key[-_SHOWN_END:]}"
 
 
+_SPENDING_ROW = ("owner", "lane", "total", "month", "in_month", "day", "on_day")
+
+
 class KeyBook:
     """Accounts by id, teams by name, keys by hash. `lane`: whose spending this process writes.
 
@@ -54,6 +57,7 @@ class KeyBook:
         self._save_key = upsert(journal, API_KEYS, "key_hash")
         self._save_rules = upsert(journal, RULES, "owner")
         self._save_spending = upsert(journal, SPENDING, "owner", "lane")
+        assert self._save_spending.names == _SPENDING_ROW, "rows are written by position"
         self.accounts: dict[bytes, Account] = {}
         self.created_ms: dict[bytes, int] = {}  # of accounts, and of teams by their owner's name
         self.teams: dict[str, Team] = {}
@@ -235,16 +239,16 @@ class KeyBook:
         return Write(self._save_key, values)
 
     def _spending_write(self, owner: bytes, spent: Spent) -> Write:
-        values: dict[str, object] = {
-            "owner": owner,
-            "lane": self._lane,
-            "total": str(spent.total),
-            "month": spent.month,
-            "in_month": str(spent.in_month),
-            "day": spent.day,
-            "on_day": str(spent.on_day),
-        }
-        return Write(self._save_spending, values)
+        values = (
+            owner,
+            self._lane,
+            str(spent.total),
+            spent.month,
+            str(spent.in_month),
+            spent.day,
+            str(spent.on_day),
+        )
+        return Write(self._save_spending, values, owner)
 
 
 def together(found: list[Spent]) -> Spent:

@@ -22,6 +22,15 @@ from inferpool.protocol.limits import CHANNELS_MAX, RECEIPTS_PAGE_MAX, REQUEST_I
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.voucher import ChannelConfig, canonical_config
 
+_CHANNEL_ROW = (
+    *("channel_id", "config", "best", "best_signature"),
+    *("total_pico_usd", "reported", "seq", "claimed"),
+)
+_RECEIPT_ROW = (
+    *("request_id", "channel_id", "seq", "model"),
+    *("charge_pico_usd", "ended_ms", "data"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class PaidTransfer:
@@ -39,6 +48,8 @@ class PayeeLedger:
         self._journal = journal
         self._save_channel = upsert(journal, PAYEE_CHANNELS, "channel_id")
         self._save_receipt = journal.compile(insert(PAYEE_RECEIPTS))
+        assert self._save_channel.names == _CHANNEL_ROW, "rows are written by position"
+        assert self._save_receipt.names == _RECEIPT_ROW, "rows are written by position"
         self.channels: dict[bytes, PayeeChannel] = {
             row.channel_id: PayeeChannel(
                 config=ChannelConfig.from_wire(parse(row.config, 4096)),
@@ -114,15 +125,15 @@ class PayeeLedger:
         assert receipt.request_id not in self._receipted, "one receipt for a request id"
         self._receipted.add(receipt.request_id)
         self._saving[receipt.request_id] = receipt.channel_id
-        values: dict[str, object] = {
-            "request_id": receipt.request_id,
-            "channel_id": receipt.channel_id,
-            "seq": receipt.seq,
-            "model": model,
-            "charge_pico_usd": str(receipt.charge_pico_usd),
-            "ended_ms": receipt.ended_ms,
-            "data": signed.pack(),
-        }
+        values = (
+            receipt.request_id,
+            receipt.channel_id,
+            receipt.seq,
+            model,
+            str(receipt.charge_pico_usd),
+            receipt.ended_ms,
+            signed.pack(),
+        )
         totals = self._channel_write(channel)
         if channel.transaction:  # a one-off payment has no channel, and is used up now
             config = channel.config
@@ -173,16 +184,16 @@ class PayeeLedger:
         return [(SignedReceipt.unpack(row.data), row.model) for row in self._journal.read(query)]
 
     def _channel_write(self, channel: PayeeChannel) -> Write:
-        values: dict[str, object] = {
-            "channel_id": channel.channel_id,
-            "config": canonical_config(channel.config),
-            "best": str(channel.best),
-            "best_signature": channel.best_signature,
-            "total_pico_usd": str(channel.total_pico_usd),
-            "reported": str(channel.reported),
-            "seq": channel.seq,
-            "claimed": str(channel.claimed),
-        }
+        values = (
+            channel.channel_id,
+            canonical_config(channel.config),
+            str(channel.best),
+            channel.best_signature,
+            str(channel.total_pico_usd),
+            str(channel.reported),
+            channel.seq,
+            str(channel.claimed),
+        )
         return Write(self._save_channel, values, channel.channel_id)
 
     def receipts(self, channel_id: bytes, after: int) -> list[SignedReceipt]:

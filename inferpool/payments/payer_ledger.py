@@ -89,6 +89,44 @@ _AMOUNTS = (
 _NAMES = tuple(item.name for item in fields(AttemptRecord))
 
 
+def _row(record: AttemptRecord) -> tuple[object, ...]:
+    """Its columns in the order of the table: a dictionary of them costs three times as much."""
+    return (
+        record.request_id,
+        record.client_request_id,
+        record.account,
+        record.node,
+        record.channel_id,
+        record.model,
+        record.task,
+        record.state.value,
+        str(record.maximum_pico_usd),
+        str(record.maximum_units),
+        str(record.charge_pico_usd),
+        str(record.billed_pico_usd),
+        str(record.fee_pico_usd),
+        record.prompt_units,
+        record.output_units,
+        record.seq,
+        record.started_ms,
+        record.first_ms,
+        record.ended_ms,
+        record.error_code,
+        record.receipt,
+    )
+
+
+_ROW = (
+    *("request_id", "client_request_id", "account", "node", "channel_id", "model", "task"),
+    *("state", *_AMOUNTS, "prompt_units", "output_units", "seq"),
+    *("started_ms", "first_ms", "ended_ms", "error_code", "receipt"),
+)
+_CHANNEL_ROW = (
+    *("channel_id", "node", "config", "decimals"),
+    *("balance", "total_pico_usd", "signed_max", "base_pico_usd"),
+)
+
+
 class PayerLedger:
     """Loads what an earlier run stored; writes through the journal.
 
@@ -101,6 +139,8 @@ class PayerLedger:
         self._chain_id = chain_id
         self._save_channel = upsert(journal, PAYER_CHANNELS, "channel_id")
         self._save_attempt = upsert(journal, ATTEMPTS, "request_id")
+        assert self._save_attempt.names == _ROW, "rows are written by position"
+        assert self._save_channel.names == _CHANNEL_ROW, "rows are written by position"
         self._save_deposit = upsert(journal, PAYER_DEPOSITS, "salt")
         self.keys = KeyBook(journal, lane)
         self.accounts = self.keys.accounts  # by id
@@ -193,25 +233,21 @@ class PayerLedger:
         return self.journal.write(writes)
 
     def _channel_write(self, channel: PayerChannel) -> Write:
-        node, _ = self.channels[channel.channel_id]
-        values: dict[str, object] = {
-            "channel_id": channel.channel_id,
-            "node": node,
-            "config": canonical_config(channel.config),
-            "decimals": channel.decimals,
-            "balance": str(channel.balance),
-            "total_pico_usd": str(channel.total_pico_usd),
-            "signed_max": str(channel.signed_max),
-            "base_pico_usd": str(channel.base_pico_usd),
-        }
-        return Write(self._save_channel, values, channel.channel_id)
+        channel_id = channel.channel_id
+        values = (
+            channel_id,
+            self.channels[channel_id][0],
+            canonical_config(channel.config),
+            channel.decimals,
+            str(channel.balance),
+            str(channel.total_pico_usd),
+            str(channel.signed_max),
+            str(channel.base_pico_usd),
+        )
+        return Write(self._save_channel, values, channel_id)
 
     def _attempt_write(self, record: AttemptRecord) -> Write:
-        values: dict[str, object] = {name: getattr(record, name) for name in _NAMES}
-        for name in _AMOUNTS:
-            values[name] = str(values[name])
-        values["state"] = record.state.value
-        return Write(self._save_attempt, values)
+        return Write(self._save_attempt, _row(record))
 
     async def settled(self) -> None:
         """Wait until everything that was written so far is on disk."""

@@ -9,11 +9,12 @@ this node has honestly earned from it before: a node that runs off gains no more
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
+from inferpool.protocol.value import value
 
-@dataclass(frozen=True, slots=True)
+
+@value
 class Window:
     """`maxima` (W) of one request, and at most `units` base units of slack."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from inferpool.protocol.job import Job
 from inferpool.protocol.offer import Offer, Service
+from inferpool.protocol.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Attempt:
     """One try at one node under one offer, with one maximum and at most one receipt.
 

@@ -7,7 +7,6 @@ EIP-712 digest of the object, so that no two texts of one object can disagree ab
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 from collections.abc import Mapping
@@ -86,13 +85,13 @@ def parse(data: bytes, limit: int) -> dict[str, object]:
 
 def to_base64(data: bytes) -> str:
     """Standard base64 with padding, as x402's headers carry it."""
-    return base64.b64encode(data).decode()
+    return binascii.b2a_base64(data, newline=False).decode()
 
 
 def from_base64(text: str | bytes) -> bytes:
     """Strict standard base64. Raises ValueError."""
     try:
-        return base64.b64decode(text, validate=True)
+        return binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error as error:
         raise ValueError(f"not base64: {error}") from None
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from inferpool.protocol.value import value
 
 
 class Task(StrEnum):
@@ -39,7 +40,7 @@ _UNITS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Job:
     """The size of a request, as both sides count it on the body that is sent.
 

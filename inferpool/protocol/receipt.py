@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
@@ -21,6 +20,7 @@ from inferpool.protocol.encoding import (
 from inferpool.protocol.errors import Refused
 from inferpool.protocol.limits import OFFER_SERVICES_MAX, RECEIPT_MAX, TEXT_MAX
 from inferpool.protocol.usage import Usage
+from inferpool.protocol.value import value
 from inferpool.protocol.wire import Reader
 
 _U64: Final = eip712.UINT64_MAX
@@ -45,7 +45,7 @@ class Outcome(IntEnum):
     FAILED = 2  # the engine failed in the middle; the node lived to say so
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Receipt:
     """Hashes are SHA-256, amounts pico-USD, times UNIX ms.
 
@@ -169,7 +169,7 @@ _PACKED_VERSION: Final = 1
 _HASHES: Final = 7 * 32
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SignedReceipt:
     """A receipt as it travels: an object in the last chunk, base64 of it in a header.
 

@@ -8,7 +8,6 @@ only what its payer cannot know by itself: payer and node make the same receipt 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final
 
 from inferpool.protocol import eip712
@@ -18,6 +17,7 @@ from inferpool.protocol.errors import Refused
 from inferpool.protocol.evidence import NO_EVIDENCE
 from inferpool.protocol.limits import CHAIN_RECEIPTS_MAX
 from inferpool.protocol.receipt import Outcome, Receipt
+from inferpool.protocol.value import value
 
 START: Final = bytes(32)  # the running hash before a chain's first receipt
 _CHAIN_TYPE: Final = eip712.keccak256(
@@ -51,7 +51,7 @@ def chain_digest(
     return eip712.digest(eip712.inferpool_domain(chain_id), found)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ChainProof:
     """The node's signature over an ended chain; its head is what the payer has computed itself."""
 
@@ -60,7 +60,7 @@ class ChainProof:
     signature: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ChainedReceipt:
     """What an answer carries instead of a signed receipt. Amounts in pico-USD, times UNIX ms.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from inferpool.protocol.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Usage:
     """Units that went in and came out: tokens; rows in; seconds in; steps out."""
 

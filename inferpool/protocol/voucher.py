@@ -13,6 +13,7 @@ from typing import Final
 
 from inferpool.protocol import eip712
 from inferpool.protocol.encoding import canonical, from_hex, to_checksum, to_hex
+from inferpool.protocol.value import value
 
 CHANNELS_ADDRESS: Final = bytes.fromhex("4020074e9df2ce1dee5a9c1b5c3f541d02a10003")
 COLLECTOR_3009_ADDRESS: Final = bytes.fromhex("4020806089470a89826cb9fb1f4059150b550004")
@@ -101,7 +102,7 @@ def _channel_id(config: ChannelConfig, chain_id: int) -> bytes:
     return eip712.digest(channels_domain(chain_id), struct)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Voucher:
     """One signed promise; `max_claimable` is cumulative, in base units of the channel's token."""
 
