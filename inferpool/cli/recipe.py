@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from rich.table import Table
 from inferpool.cli.console import ERR, OUT, AsJson, print_json
 from inferpool.protocol.errors import Refused
 from inferpool.recipes import registry
+from inferpool.recipes.kit.audit import Replay
 from inferpool.recipes.kit.case import Case, Recipe
 from inferpool.recipes.kit.deciding import Decision
 from inferpool.recipes.kit.running import Listener
@@ -71,8 +73,9 @@ def evaluate(names: Names = None, as_json: AsJson = False) -> None:
     uses = [item for item in chosen if isinstance(item, Use) and _can_run(item, named=bool(names))]
     with _scorers(_models(cases, uses)) as (pool, engine), _listening(as_json) as listener:
         results = [evaluate_case(case, pool, engine, None, listener) for case in cases]
-        for use in uses:
-            results += use.play(pool, True, listener.progress)
+        with TemporaryDirectory() as folder:
+            for use in uses:
+                results += use.run(pool, True, listener.progress, Path(folder) / use.name)
     if as_json:
         print_json(results)
     else:
@@ -111,7 +114,7 @@ def run(
             folder = out or Path(f"recipe-{stamp}")
             folder = folder / recipe.name if len(chosen) > 1 else folder
             if isinstance(recipe, Use):
-                cases = recipe.play(pool, small, listener.progress)
+                cases = recipe.run(pool, small, listener.progress, folder / "decisions")
             else:
                 cases = [
                     run_case(recipe, case, pool, engine, folder, small=small, listener=listener)
@@ -124,8 +127,9 @@ def run(
                 "seconds": round(time.monotonic() - started, 1),
                 "cases": cases,
             }
-            if isinstance(recipe, Recipe) and recipe.whole:
-                facts["shown"] = whole.shown(cases, small=small)
+            if recipe.whole:
+                shown = whole.shown if isinstance(recipe, Recipe) else whole.shown_together
+                facts["shown"] = shown(cases, small=small)
             page, _ = report.write(facts, folder)
             results.append(facts | {"report": str(page)})
     if as_json:
@@ -285,7 +289,7 @@ def replay(
         for file in files:
             in_report = file.suffix.lower() == ".dcm"
             record = dicom.audit_of(file) if in_report else orjson.loads(file.read_bytes())
-            again = audit.replay(record, engine)
+            again = audit.replay(record, engine) if "input" in record else _by_its_recipe(record)
             results.append({"file": str(file), **asdict(again)})
     if as_json:
         print_json(results)
@@ -302,6 +306,14 @@ def replay(
     bad = [item for item in results if not item["same"] or item["signed"] is False]
     if bad or any(item["about_this"] is False for item in results):
         raise typer.Exit(1)
+
+
+def _by_its_recipe(record: dict[str, Any]) -> Replay:
+    """A decision made again by the recipe that wrote it down in a form of its own."""
+    found = registry.load(str(record.get("recipe")))
+    if isinstance(found, Use) and found.replay:
+        return found.replay(record)
+    raise Refused("this is no audit record of a recipe", code="bad_encoding")
 
 
 def _models(cases: Sequence[Case], uses: Sequence[Use]) -> list[str]:
@@ -370,7 +382,8 @@ def _stack(bars: Progress, table: Table) -> Table:
 def _print_cases(cases: Sequence[dict[str, Any]]) -> None:
     for case in cases:
         if "n" in case:
-            said = "the engine in this process agrees" if case["agrees"] else "[red]differs[/]"
+            who = case.get("compared_with", "the engine in this process")
+            said = f"{who} {'agrees' if case['agrees'] else '[red]differs[/]'}"
             OUT.print(
                 f"\n[bold]{case['model']}[/]: {case['n']} cases by {case['scored_by']}; {said}"
                 f" ({case['difference_to_engine']:.1g})"

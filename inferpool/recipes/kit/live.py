@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import numpy as np
 
-from inferpool.recipes.kit.case import Case
 from inferpool.recipes.kit.data import Array, Sample
 from inferpool.recipes.kit.pool import own_pool
 from inferpool.recipes.kit.scorer import Scorer, difference
@@ -25,6 +24,15 @@ _REHEARSED: Final = 90  # requests; the gateway's book shows its last 100 attemp
 _PATIENCE_S: Final = 20.0
 
 Ask = Callable[[Array], Sample]
+
+
+class Asked(Protocol):
+    """A case, or anything else that names a model and its one input."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def input(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +86,19 @@ class Stream:
         return Served(outputs, local, 1000 * (time.monotonic() - begun))
 
 
-def stream_of(case: Case, scorer: Scorer, engine: Scorer, deadline_s: float) -> Stream:
+def stream_of(
+    case: Asked, scorer: Scorer, engine: Scorer, deadline_s: float, workers: int = WORKERS
+) -> Stream:
     """Cases asked of a scorer, and of the engine in this process where that one is late."""
     return Stream(
         lambda row: scorer.infer(case.model, case.input, row),
         lambda row: engine.infer(case.model, case.input, row),
         deadline_s,
+        workers,
     )
 
 
-def rehearse(case: Case, rows: Array, engine: Scorer) -> dict[str, Any]:
+def rehearse(case: Asked, rows: Array, engine: Scorer) -> dict[str, Any]:
     """Kill one of two nodes (real processes) in the middle of a stream, and count what is lost.
 
     Every answer is compared with the engine's; the gateway's book says what was paid.

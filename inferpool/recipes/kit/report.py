@@ -63,8 +63,8 @@ def _shown(demands: Mapping[str, Sequence[str]]) -> str:
 def _case(case: Mapping[str, Any]) -> str:
     parts = [
         f"<h2><code>{escape(case['model'])}</code></h2><p>{escape(case['question'])}</p>",
-        f"<p>{case['n']} held-out cases, scored by: {escape(case['scored_by'])}. The engine in"
-        f" this process differs by {case['difference_to_engine']:.2g}.</p>",
+        f"<p>{case['n']} held-out cases, scored by: {escape(case['scored_by'])}."
+        f" {escape(_compared(case))}</p>",
         _figures(case["figures"]),
     ]
     if "calibration" in case:
@@ -85,6 +85,14 @@ def _case(case: Mapping[str, Any]) -> str:
         items = "".join(f"<li>{_coded(limit)}</li>" for limit in case["limits"])
         parts.append(f"<h3>Known limits</h3><ul>{items}</ul>")
     return "".join(parts)
+
+
+def _compared(case: Mapping[str, Any]) -> str:
+    """What the results were compared with, and how far apart both are."""
+    apart = case["difference_to_engine"]
+    if "compared_with" in case:
+        return f"{case['compared_with']}: {'the same' if not apart else f'differs by {apart:.2g}'}."
+    return f"The engine in this process differs by {apart:.2g}."
 
 
 def _coded(text: str) -> str:
@@ -203,8 +211,8 @@ def _drift(drift: Mapping[str, Any]) -> str:
     again = drift["rehearsal"]
     return (
         f"<h3>Drift</h3><p>PSI of {drift['n']} held-out cases against the known ones, alarm from"
-        f" 0.2: {drift['alarms']} alarms. Rehearsal: {escape(again['shifted'])} shifted by two"
-        f" deviations gives {again['psi']:.2f}"
+        f" 0.2: {drift['alarms']} alarms. Rehearsal: {escape(again['shifted'])}"
+        f" {escape(again.get('how', 'shifted by two deviations'))} gives {again['psi']:.2f}"
         f" ({'alarm' if again['alarm'] else 'NO ALARM'}).</p>{svg.bars(bars, '')}"
     )
 

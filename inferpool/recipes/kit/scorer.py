@@ -128,8 +128,10 @@ def triton_input(name: str, rows: Array) -> Any:
         encoded = [[str(text).encode() for text in row] for row in rows.tolist()]
         tensor.set_data_from_numpy(np.array(encoded, dtype=np.object_).reshape(rows.shape))
     else:
-        tensor = triton.InferInput(name, list(rows.shape), "FP32")
-        tensor.set_data_from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
+        kind = "UINT8" if rows.dtype == np.uint8 else "FP32"
+        tensor = triton.InferInput(name, list(rows.shape), kind)
+        exact = np.uint8 if kind == "UINT8" else np.float32
+        tensor.set_data_from_numpy(np.ascontiguousarray(rows, dtype=exact))
     return tensor
 
 

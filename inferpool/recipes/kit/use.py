@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from inferpool.models import catalogue
 from inferpool.models.store import Store
 from inferpool.protocol.errors import Unavailable
 from inferpool.protocol.units import format_usd
+from inferpool.recipes.kit.audit import Replay
 from inferpool.recipes.kit.case import Case
 from inferpool.recipes.kit.metrics import Figure
 from inferpool.recipes.kit.pool import PoolScorer
@@ -32,18 +34,29 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A recipe of its own shape. `play(pool, small, progress)` runs it and returns its results."""
+    """A recipe of its own shape. `play(pool, small, progress)` runs it and returns its results;
+    one that `audits` is also given the folder of its records."""
 
     name: str
     title: str
     summary: str
     data: str  # data sets and their licences
     models: tuple[str, ...]
-    play: Callable[[PoolScorer, bool, Progress], list[dict[str, Any]]]
+    play: Callable[..., list[dict[str, Any]]]
     needs: str = ""  # a module that comes with an extra
     extra: str = ""
     cases: tuple[Case, ...] = ()  # none: it trains nothing
     whole: bool = False
+    audits: bool = False
+    replay: Callable[[Mapping[str, Any]], Replay] | None = None  # of a record that is no tensor's
+
+    def run(
+        self, pool: PoolScorer | None, small: bool, progress: Progress, out: Path
+    ) -> list[dict[str, Any]]:
+        """Play it; its records go to `out`."""
+        if self.audits:
+            return self.play(pool, small, progress, out)
+        return self.play(pool, small, progress)
 
     @property
     def missing(self) -> str:
