@@ -18,7 +18,7 @@ from inferpool.cli.console import ERR, OUT, AsJson, print_json
 from inferpool.protocol.errors import Refused
 from inferpool.recipes import registry
 from inferpool.recipes.kit.audit import Replay
-from inferpool.recipes.kit.case import Case, Recipe
+from inferpool.recipes.kit.case import Recipe
 from inferpool.recipes.kit.deciding import Decision
 from inferpool.recipes.kit.running import Listener
 from inferpool.recipes.kit.use import Use
@@ -69,13 +69,18 @@ def evaluate(names: Names = None, as_json: AsJson = False) -> None:
     from inferpool.recipes.kit.running import evaluate as evaluate_case
 
     chosen = [registry.load(name) for name in names or registry.NAMES]
+    chosen = [
+        item for item in chosen if isinstance(item, Recipe) or _can_run(item, named=bool(names))
+    ]
     cases = [case for recipe in chosen for case in recipe.cases]
-    uses = [item for item in chosen if isinstance(item, Use) and _can_run(item, named=bool(names))]
-    with _scorers(_models(cases, uses)) as (pool, engine), _listening(as_json) as listener:
+    with _scorers(_models(chosen)) as (pool, engine), _listening(as_json) as listener:
         results = [evaluate_case(case, pool, engine, None, listener) for case in cases]
         with TemporaryDirectory() as folder:
-            for use in uses:
-                results += use.run(pool, True, listener.progress, Path(folder) / use.name)
+            for item in chosen:
+                if isinstance(item, Use):
+                    results += item.run(pool, True, listener.progress, Path(folder) / item.name)
+                elif item.play:
+                    results += item.play(pool, False, listener.progress)
     if as_json:
         print_json(results)
     else:
@@ -103,10 +108,7 @@ def run(
     chosen = [
         item for item in loaded if isinstance(item, Recipe) or _can_run(item, named=bool(names))
     ]
-    models = _models(
-        [case for item in chosen for case in item.cases],
-        [item for item in chosen if isinstance(item, Use)],
-    )
+    models = _models(chosen)
     results = []
     with _scorers(models) as (pool, engine), _listening(as_json) as listener:
         for recipe in chosen:
@@ -120,6 +122,7 @@ def run(
                     run_case(recipe, case, pool, engine, folder, small=small, listener=listener)
                     for case in recipe.cases
                 ]
+                cases += recipe.play(pool, small, listener.progress) if recipe.play else []
             facts = {
                 **recipe.facts(),
                 "made": time.strftime("%Y-%m-%d"),
@@ -316,8 +319,8 @@ def _by_its_recipe(record: dict[str, Any]) -> Replay:
     raise Refused("this is no audit record of a recipe", code="bad_encoding")
 
 
-def _models(cases: Sequence[Case], uses: Sequence[Use]) -> list[str]:
-    return [case.model for case in cases] + [model for use in uses for model in use.models]
+def _models(recipes: Sequence[Recipe | Use]) -> list[str]:
+    return [model for item in recipes for model in item.facts()["models"]]
 
 
 def _can_run(use: Use, *, named: bool) -> bool:

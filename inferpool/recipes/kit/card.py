@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Final
 
 from inferpool.recipes.kit.case import TEXT, Case, Recipe, Trained
 from inferpool.recipes.kit.data import MODELS, save_heldout
 from inferpool.recipes.kit.metrics import Figure
 from inferpool.recipes.kit.scorer import BATCH
+
+FIELDS_MAX: Final = 60  # named in a card
 
 
 def write(
@@ -81,7 +84,9 @@ def limits(model: str) -> list[str]:
 
 def card(recipe: Recipe, case: Case, trained: Trained, figures: list[Figure], parity: float) -> str:
     """The model card in Markdown, from the numbers of the run that made the model."""
-    fields = ", ".join(case.fields) or "one cleaned text"
+    fields = ", ".join(case.fields[:FIELDS_MAX]) or "one cleaned text"
+    if len(case.fields) > FIELDS_MAX:
+        fields += f" and so on, {len(case.fields)} in all"
     rows = "\n".join(map(figure_row, figures))
     notes = "\n".join(f"* {note}" for note in trained.notes) or "* None beyond the data's own."
     return f"""# {case.model}

@@ -13,6 +13,7 @@ from inferpool.recipes.kit.data import Array, Sample
 from inferpool.recipes.kit.metrics import Figure
 
 X: Final = "x"  # the input of every model that reads numbers, FP32 [-1, fields]
+Progress = Callable[[str, int, int], None]  # model, done, of all
 TEXT: Final = "text"  # the input of a model that reads text, BYTES [-1, 1]
 
 
@@ -62,13 +63,15 @@ class Case:
     sections: Callable[[Sample, Array], Sequence[Mapping[str, Any]]] | None = None  # of the report
     deadline_s: float = 1.0  # then this process decides with the same model
     groups: Sequence[tuple[str, tuple[int, ...]]] = ()  # fields that a reason names together
+    ranking: bool = False  # the judge gets every class's score, not only the best class
     watched: tuple[str, ...] = ()  # what the drift monitor looks at, where not at the fields
     watch: Callable[[Array], Array] | None = None  # those numbers of input rows
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A use that a practitioner would recognise."""
+    """A use that a practitioner would recognise. `play(pool, small, progress)` does what is more
+    than one model's question, and returns its results as `kit.use.result` makes them."""
 
     name: str
     title: str
@@ -76,6 +79,8 @@ class Recipe:
     data: str  # data sets and their licences
     cases: tuple[Case, ...]
     whole: bool = False  # also rehearsed: a node dies in the middle of the first case's stream
+    play: Callable[[Any, bool, Progress], list[dict[str, Any]]] | None = None
+    plays: tuple[str, ...] = ()  # further models that `play` asks a pool for
 
     def facts(self) -> dict[str, Any]:
         """For lists."""
@@ -84,7 +89,7 @@ class Recipe:
             "title": self.title,
             "summary": self.summary,
             "data": self.data,
-            "models": [case.model for case in self.cases],
+            "models": [*(case.model for case in self.cases), *self.plays],
         }
 
 

@@ -8,7 +8,7 @@ order on another number of threads, and a replay would no longer be bit for bit.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -105,6 +105,33 @@ def export_sklearn(model: Any, fields: int, output: str) -> bytes:
         target_opset={"": OPSET, "ai.onnx.ml": ML_OPSET},
     )
     return _finished(made, output)
+
+
+def graph(
+    nodes: Sequence[tuple[str, Sequence[str], str, Mapping[str, Any]]],
+    constants: Mapping[str, Array],
+    fields: int,
+    output: str,
+    width: int = 1,
+) -> bytes:
+    """A model written out: each node is (operator, inputs, output, settings); `x` FP32
+    [-1, fields] in, `output` FP32 [-1, width] out."""
+    onnx = importlib.import_module("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    made = helper.make_model(
+        helper.make_graph(
+            [helper.make_node(what, given, [name], **how) for what, given, name, how in nodes],
+            "model",
+            [helper.make_tensor_value_info("x", kind, [None, fields])],
+            [helper.make_tensor_value_info(output, kind, [None, width])],
+            [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        producer_name="inferpool",
+        ir_version=9,
+    )
+    onnx.checker.check_model(made)
+    return bytes(made.SerializeToString())
 
 
 def only_output(model: bytes, output: str) -> bytes:

@@ -70,7 +70,7 @@ def evaluate(
         "scored_by": scorer.name,
         "n": total,
         "figures": [
-            asdict(item) | {"reached": item.reached} for item in judged(case, sample, scores)
+            asdict(item) | {"reached": item.reached} for item in judged(case, sample, outputs)
         ],
         "difference_to_engine": apart,
         "agrees": apart <= AGREE,
@@ -79,8 +79,9 @@ def evaluate(
     }
 
 
-def judged(case: Case, sample: Sample, scores: Array) -> list[Figure]:
+def judged(case: Case, sample: Sample, outputs: Sample) -> list[Figure]:
     """The judge's figures; a resample of few cases may lack a class, which is no error."""
+    scores = outputs[case.output] if case.ranking else scores_of(case, outputs)
     with np.errstate(invalid="ignore", divide="ignore"):
         return case.judge(sample, scores.astype(np.float64))
 
@@ -189,8 +190,7 @@ def train(case: Case) -> tuple[Trained, list[Figure], float]:
     trained = case.train()
     apart = parity(case, trained)
     said = np.asarray(trained.predict(trained.test))
-    scores = scores_of(case, {case.output: said})
-    return trained, judged(case, trained.test, scores), apart
+    return trained, judged(case, trained.test, {case.output: said}), apart
 
 
 def numeric_kept(known: Array, known_scores: Array) -> Sample:

@@ -11,6 +11,7 @@ import importlib.util
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -24,12 +25,14 @@ from inferpool.protocol.errors import Unavailable
 from inferpool.protocol.units import format_usd
 from inferpool.recipes.kit.audit import Replay
 from inferpool.recipes.kit.case import Case
+from inferpool.recipes.kit.case import Progress as Progress
+from inferpool.recipes.kit.data import Array
 from inferpool.recipes.kit.metrics import Figure
 from inferpool.recipes.kit.pool import PoolScorer
+from inferpool.recipes.kit.scorer import BATCH
 
 T = TypeVar("T")
 COST: Final = "inferpool-cost-pico-usd"
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,41 @@ def result(
         "sections": [*sections, service],
         "limits": list(limits),
     }
+
+
+@dataclass(slots=True)
+class Embedder:
+    """Vectors of texts from the pool."""
+
+    api: Any
+    model: str
+    meter: Meter
+    progress: Progress
+
+    def embed(self, texts: Sequence[str]) -> Array:
+        """One vector a text, in paid requests of `BATCH` texts."""
+        ask = self.api.embeddings.with_raw_response.create
+        rows: list[list[float]] = []
+        for some in _batches(texts):
+            wanted = partial(ask, model=self.model, input=some, encoding_format="float")
+            answer = self.meter.call(wanted)
+            rows += [item.embedding for item in answer.data]
+            self.progress(self.model, len(rows), len(texts))
+        return np.array(rows, dtype=np.float32)
+
+
+def embedded_here(model: str, texts: Sequence[str]) -> Array:
+    """The same vectors by the engine in this process."""
+
+    async def embed(engine: Any) -> Array:
+        made = [vector for some in _batches(texts) for vector in (await engine.embed(some)).vectors]
+        return np.array([np.frombuffer(vector, dtype="<f4") for vector in made])
+
+    return in_process(model, embed)
+
+
+def _batches(texts: Sequence[str]) -> list[list[str]]:
+    return [list(texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)]
 
 
 def in_process(model: str, work: Callable[[Any], Coroutine[Any, Any, T] | Awaitable[T]]) -> T:
