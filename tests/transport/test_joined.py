@@ -1,0 +1,57 @@
+"""The server's writes: one for a small answer, and none that waits for a stream's first word."""
+
+from __future__ import annotations
+
+import asyncio
+
+from inferpool.daemon.serving import _Joined
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
+
+
+class Wire(asyncio.Transport):
+    """Notes what was written, and the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.sent.append(bytes(data))
+
+    def close(self) -> None:
+        self.sent.append(b"(closed)")
+
+    def is_closing(self) -> bool:
+        return self.sent[-1:] == [b"(closed)"]
+
+
+async def test_head_and_body_are_one_write() -> None:
+    wire = Wire()
+    joined = _Joined(wire, asyncio.get_running_loop())
+    joined.write(HEAD)
+    assert wire.sent == []
+    joined.write(b"ok")
+    assert wire.sent == [HEAD + b"ok"]
+    await asyncio.sleep(0)
+    assert wire.sent == [HEAD + b"ok"]
+
+
+async def test_the_head_of_a_stream_leaves_before_its_first_word() -> None:
+    wire = Wire()
+    joined = _Joined(wire, asyncio.get_running_loop())
+    joined.write(HEAD)
+    await asyncio.sleep(0)
+    assert wire.sent == [HEAD]
+    joined.write(b"a")
+    joined.write(b"b")
+    assert wire.sent == [HEAD, b"a", b"b"]
+
+
+async def test_what_is_kept_is_sent_before_the_end() -> None:
+    wire = Wire()
+    joined = _Joined(wire, asyncio.get_running_loop())
+    joined.write(HEAD)
+    joined.close()
+    assert wire.sent == [HEAD, b"(closed)"]
+    assert joined.is_closing()
