@@ -84,6 +84,8 @@ class GatewayConfig:
     endpoint: str = ""  # URL by which others reach this gateway; empty: host and port
     grpc_port: int = 0  # of the Open Inference Protocol over gRPC; 0: not served
     open: bool = False  # let callers on this machine in without a key
+    x402: bool = False  # let callers without a key pay for each request by x402
+    payout: str = ""  # address that their money is claimed to; empty: the payer key's
     relay_port: int = 0  # a relay in the gateway's process, for nodes that dial out to it; 0: none
     nodes: tuple[str, ...] = ()  # URLs to ask beside the registry
     allow_private: bool = False  # call private addresses; left alone: as long as `host` is loopback

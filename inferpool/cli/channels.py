@@ -34,9 +34,10 @@ Examples:
   inferpool channels release""",
     invoke_without_command=True,
 )
-CLAIM_HELP = """Claim on chain what the node of this machine has earned, and settle it to its owner.
+CLAIM_HELP = """Claim on chain what the node of this machine has earned, and settle it to its owner;
+the same for its gateway, where that sells by x402.
 
-Works whether the node runs or not. Examples:
+Works whether they run or not. Examples:
 
   inferpool claim
 
@@ -116,43 +117,67 @@ def refund(
     """
     config, home = settings()
     amount = None if usd is None else base_units(usd, config)
-    found = _find(channel, "payee", _listed(config, home))
-    if home.running("node"):
+    listed = _listed(config, home)
+    found = _find(channel, "payee", listed)
+    mine = [item for item in listed if item["side"] == "payee" and item["channel"] == found]
+    role = mine[0]["role"]
+    if home.running(role):
         body = {"channel": found, "base_units": amount}
-        moved = ask_node(home, "POST", "refund", body, timeout_s=_MOVE_S)
+        ask = ask_node if role == "node" else ask_gateway
+        moved = ask(home, "POST", "refund", body, timeout_s=_MOVE_S)
         _show(moved["channels"], config, as_json)
         return
 
     async def offline() -> Found:
         from inferpool.daemon.books import payee_book
 
-        async with payee_book(config, home) as (standing, _):
+        async with payee_book(config, home, role) as (standing, _):
             return [(await standing.refund(bytes.fromhex(found[2:]), amount)).to_wire()]
 
     _show(asyncio.run(offline()), config, as_json)
 
 
 def claim(as_json: AsJson = False) -> None:
-    """Claim and settle."""
-    from inferpool.cli.node import claim_now
+    """Claim and settle, for the node, and for the gateway where it sells by x402."""
+    from inferpool.daemon.books import sells
 
     config, home = settings()
-    if home.running("node"):
-        report: dict[str, Any] = claim_now(home)
-    else:
-
-        async def offline() -> dict[str, Any]:
-            from inferpool.daemon.books import payee_book
-
-            async with payee_book(config, home) as (_, claimer):
-                return (await claimer.claim()).to_wire()
-
-        report = asyncio.run(offline())
+    roles = ["node"] if home.running("node") or home.ledger("node").exists() else []
+    roles += ["gateway"] if sells(home) else []
+    reports = {role: _claimed(config, home, role) for role in roles or ["node"]}
     if as_json:
-        print_json(report)
+        print_json({**reports.get("node", {}), **_others(reports)})
         return
+    for role, report in reports.items():
+        _tell(role, report, config)
+
+
+def _others(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {role: report for role, report in reports.items() if role != "node"}
+
+
+def _claimed(config: Config, home: Home, role: str) -> dict[str, Any]:
+    from inferpool.cli.node import claim_now
+
+    if home.running(role) and role == "node":
+        return claim_now(home)
+    if home.running(role):
+        return ask_gateway(home, "POST", "claim", timeout_s=_MOVE_S)
+
+    async def offline() -> dict[str, Any]:
+        from inferpool.daemon.books import payee_book
+
+        async with payee_book(config, home, role) as (_, claimer):
+            return (await claimer.claim()).to_wire()
+
+    return asyncio.run(offline())
+
+
+def _tell(role: str, report: dict[str, Any], config: Config) -> None:
+    whose = "" if role == "node" else f"{role}: "
+    claimed = usd_of(int(report["claimed_base_units"]), config)
     OUT.print(
-        f"claimed {usd_of(int(report['claimed_base_units']), config)} from {report['channels']}"
+        f"{whose}claimed {claimed} from {report['channels']}"
         f" channels, settled {usd_of(int(report['settled_base_units']), config)};"
         f" {report['gas_used']} gas, {report['fee_wei']} wei",
         markup=False,
@@ -180,13 +205,20 @@ def _move(action: str, channel: str, as_json: bool) -> None:
 
 
 def _listed(config: Config, home: Home) -> Found:
-    """Both sides, from the role where it runs, else from its book."""
+    """Both sides, from the role where it runs, else from its book. A gateway that sells by x402 is
+    payee too."""
+    from inferpool.daemon.books import sells
+
     found: Found = []
-    for role, ask, read in (("gateway", ask_gateway, _payer), ("node", ask_node, _payee)):
+    for role, ask in (("gateway", ask_gateway), ("node", ask_node)):
+        listed: Found = []
         if home.running(role):
-            found += ask(home, "GET", "channels", timeout_s=_MOVE_S)["channels"]
+            listed = ask(home, "GET", "channels", timeout_s=_MOVE_S)["channels"]
         elif home.ledger(role).exists():
-            found += asyncio.run(read(config, home))
+            listed = asyncio.run(_payer(config, home)) if role == "gateway" else []
+            if role == "node" or sells(home):
+                listed += asyncio.run(_payee(config, home, role))
+        found += [{**item, "role": role} for item in listed]
     return found
 
 
@@ -197,10 +229,10 @@ async def _payer(config: Config, home: Home) -> Found:
         return [item.to_wire() for item in await capital.look()]
 
 
-async def _payee(config: Config, home: Home) -> Found:
+async def _payee(config: Config, home: Home, role: str) -> Found:
     from inferpool.daemon.books import payee_book
 
-    async with payee_book(config, home) as (standing, _):
+    async with payee_book(config, home, role) as (standing, _):
         return [item.to_wire() for item in await standing.look()]
 
 

@@ -16,6 +16,8 @@ Examples:
 
   inferpool gateway --chain https://rpc.example --port 9000
 
+  inferpool gateway --x402   (callers without a key pay for each request)
+
   inferpool gateway --node http://127.0.0.1:8421   (beside those of the registry)"""
 
 
@@ -26,6 +28,10 @@ def gateway(
     ] = None,
     open_: Annotated[
         bool | None, typer.Option("--open", help="Let callers on this machine in without a key.")
+    ] = None,
+    x402: Annotated[
+        bool | None,
+        typer.Option("--x402", help="Sell to callers without a key, who pay by x402."),
     ] = None,
     node: Annotated[
         list[str] | None, typer.Option(help="URL of a node to use; repeat for more.")
@@ -39,6 +45,7 @@ def gateway(
         "gateway.port": port,
         "gateway.relay_port": relay_port,
         "gateway.open": open_,
+        "gateway.x402": x402,
         "gateway.nodes": node or None,
         "chain.url": chain,
     }

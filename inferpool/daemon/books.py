@@ -10,7 +10,7 @@ from inferpool.chain.client import EvmChain
 from inferpool.clock import Clock, SystemClock
 from inferpool.config import Config, GatewayConfig
 from inferpool.daemon.chains import open_chain
-from inferpool.daemon.node import terms_of
+from inferpool.daemon.payee import payee_side, terms_of
 from inferpool.daemon.provider import payee_of
 from inferpool.gateway.capital import Capital
 from inferpool.gateway.treasury import Caps, Treasury
@@ -18,12 +18,10 @@ from inferpool.home import Home
 from inferpool.identity.keys import KeyRing, Role
 from inferpool.identity.signing import Key
 from inferpool.payments.claims import Claimer
-from inferpool.payments.gate import PaymentGate
 from inferpool.payments.journal import SqlJournal
-from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.payments.payer_ledger import PayerLedger
 from inferpool.payments.standing import Channels
-from inferpool.protocol.encoding import to_checksum
+from inferpool.protocol.encoding import from_hex, to_checksum
 from inferpool.protocol.errors import Refused
 
 _GAS_OF_A_WAY_BACK: Final = 80_000  # of one transaction; `gas.json` has 51,428 and 47,895
@@ -86,20 +84,41 @@ async def payer_book(config: Config, home: Home) -> AsyncIterator[tuple[Capital,
 
 
 @asynccontextmanager
-async def payee_book(config: Config, home: Home) -> AsyncIterator[tuple[Channels, Claimer]]:
-    """The node's side, while no node runs. Raises Refused, Unavailable."""
-    keys = _keys(home, "node", Role.OWNER, Role.NODE, Role.GAS)
-    key = keys.key(Role.NODE)
+async def payee_book(
+    config: Config, home: Home, role: str = "node"
+) -> AsyncIterator[tuple[Channels, Claimer]]:
+    """The payee's side of a node, or of a gateway that sells by x402, while it does not run.
+
+    Raises Refused, Unavailable.
+    """
+    cold = Role.OWNER if role == "node" else Role.PAYER
+    keys = _keys(home, role, cold, Role.NODE, Role.GAS)
+    key, owner = keys.key(Role.NODE), keys.key(cold)
     chain = await open_chain(config.chain, home, sender=keys.key(Role.GAS), authorizer=key)
-    terms = terms_of(config, chain, payee_of(config.node, keys.key(Role.OWNER)), key.address)
-    journal = SqlJournal(home.ledger("node"))
+    node = role == "node"
+    receiver = payee_of(config.node, owner) if node else sales_to(config.gateway, owner)
+    terms = terms_of(config, chain, receiver, key.address)
+    journal = SqlJournal(home.ledger(role))
     try:
-        ledger = PayeeLedger(journal, chain.chain_id, terms.asset_decimals)
-        gate = PaymentGate(terms, chain, ledger)
-        claimer = Claimer(terms, chain, ledger, gate, SystemClock())
-        yield Channels(chain, ledger, gate, claimer), claimer
+        payee = payee_side(config, chain, journal, terms, SystemClock())
+        yield payee.channels, payee.claimer
     finally:
         journal.close()
+
+
+def sells(home: Home) -> bool:
+    """Whether the gateway of a home has ever sold by x402."""
+    keys = home.keys("gateway")
+    return home.ledger("gateway").exists() and keys.path(Role.NODE).exists()
+
+
+def sales_to(settings: GatewayConfig, payer: Key) -> bytes:
+    """Whom callers pay who pay a gateway by x402. Raises Refused(bad_config)."""
+    try:
+        return from_hex(settings.payout, 20) if settings.payout else payer.address
+    except ValueError as error:
+        message = f"gateway.payout: {error}"
+        raise Refused(message, code="bad_config", param="gateway.payout") from None
 
 
 def _keys(home: Home, role: str, *needed: Role) -> KeyRing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -12,22 +13,27 @@ from inferpool.chain.base import Chain
 from inferpool.chain.client import EvmChain
 from inferpool.clock import Clock, SystemClock
 from inferpool.config import Config, GatewayConfig
-from inferpool.daemon.books import capital_of, caps_of
+from inferpool.daemon.books import capital_of, caps_of, sales_to
 from inferpool.daemon.chains import asset_of, is_embedded, open_chain
 from inferpool.daemon.door import Door, open_door, refuse_open
 from inferpool.daemon.grpc_door import grpc_door
+from inferpool.daemon.payee import Payee, payee_side, terms_of
 from inferpool.daemon.relay import make_relay, relaying
 from inferpool.daemon.serving import listen, run_role
 from inferpool.gateway.admission import Caller
 from inferpool.gateway.app import GatewayApp
 from inferpool.gateway.canary import ACCOUNT, Canaries
+from inferpool.gateway.capital import Capital
 from inferpool.gateway.control import CapitalControls
 from inferpool.gateway.directory import Directory
 from inferpool.gateway.gateway import Gateway
 from inferpool.gateway.route_book import RouteBook
 from inferpool.gateway.treasury import Treasury
+from inferpool.gateway.walk_ins import ACCOUNT as WALK_INS
+from inferpool.gateway.walk_ins import WalkIns
 from inferpool.home import Home
-from inferpool.identity.keys import Role
+from inferpool.identity.keys import KeyRing, Role
+from inferpool.identity.signing import Key
 from inferpool.models import catalogue
 from inferpool.payments.budget import Account
 from inferpool.payments.fees import BPS
@@ -56,7 +62,8 @@ async def serve_gateway(config: Config, home: Home) -> None:
     gas = keys.key(Role.GAS, create=True)
     _check(settings)
     door = open_door(home, "gateway", settings.host, settings.port, settings.endpoint)
-    chain = await open_chain(config.chain, home, sender=gas)
+    seller = _seller(config, keys)
+    chain = await open_chain(config.chain, home, sender=gas, authorizer=seller)
     if is_embedded(config.chain):
         await _fund(chain, config, gas.address, payer.address)
     journal = SqlJournal(home.ledger("gateway"))
@@ -65,6 +72,8 @@ async def serve_gateway(config: Config, home: Home) -> None:
         clock = SystemClock()
         await _first_account(ledger, home.secret("api-key"), clock)
         treasury = Treasury(chain, ledger, payer, authorizer, caps_of(settings))
+        receiver = sales_to(settings, payer)
+        payee = _payee(config, chain, journal, seller, receiver) if seller else None
         gateway = Gateway(
             directory=directory_of(config, chain, clock),
             treasury=treasury,
@@ -74,13 +83,12 @@ async def serve_gateway(config: Config, home: Home) -> None:
             sampling=catalogue.sampling_of,
             value_of_time_pico_usd_per_s=_per_second(settings.value_of_time_usd_per_hour),
             fee_bps=settings.fee_bps,
+            walk_ins=await _walk_ins(ledger, home, seller, payee, clock) if settings.x402 else None,
         )
         await gateway.start()
         anyone = await _account(ledger, "", ANYONE, clock) if settings.open else None
         capital = capital_of(config, chain, treasury, gas, clock)
-        jobs = [asyncio.create_task(capital.run(), name="capital")]
-        if settings.canary:
-            jobs.append(await _canaries(config, home, gateway))
+        jobs = await _jobs(config, home, gateway, capital, payee)
 
         async def close() -> None:
             for job in jobs:
@@ -88,6 +96,8 @@ async def serve_gateway(config: Config, home: Home) -> None:
             await gateway.close()
 
         controls = CapitalControls(capital)
+        if payee is not None:
+            controls.sales, controls.claimer = payee.channels, payee.claimer
         app = GatewayApp(gateway, home.secret("control-token"), anyone, controls)
         facts: dict[str, object] = {
             **door.facts(),
@@ -98,6 +108,31 @@ async def serve_gateway(config: Config, home: Home) -> None:
             await run_role(home, "gateway", app, door.listening, facts, close, tls=door.tls)
     finally:
         journal.close()
+
+
+def _seller(config: Config, keys: KeyRing) -> Key | None:
+    """The key that signs for what walk-ins pay; one that sold once is still claimed for."""
+    sold = keys.path(Role.NODE).exists()
+    return keys.key(Role.NODE, create=True) if config.gateway.x402 or sold else None
+
+
+async def _jobs(
+    config: Config, home: Home, gateway: Gateway, capital: Capital, payee: Payee | None
+) -> list[asyncio.Task[None]]:
+    """What runs beside the requests."""
+    jobs = [asyncio.create_task(capital.run(), name="capital")]
+    if payee is not None:
+        jobs += payee.jobs(config.node.claim_every_s)
+    if config.gateway.canary:
+        jobs.append(await _canaries(config, home, gateway))
+    return jobs
+
+
+def _payee(
+    config: Config, chain: EvmChain, journal: SqlJournal, seller: Key, receiver: bytes
+) -> Payee:
+    terms = terms_of(config, chain, receiver, seller.address)
+    return payee_side(config, chain, journal, terms, SystemClock())
 
 
 @asynccontextmanager
@@ -165,6 +200,24 @@ async def _account(ledger: PayerLedger, key: str, name: str, clock: Clock) -> Ca
         found = ledger.account(key)
     assert found is not None, "it was just added"
     return Caller(*found)
+
+
+async def _walk_ins(
+    ledger: PayerLedger, home: Home, key: Key | None, payee: Payee | None, clock: Clock
+) -> WalkIns | None:
+    """Callers who pay by x402, billed together to an account whose key nobody is given."""
+    if key is None or payee is None:
+        return None
+    caller = await _account(ledger, home.secret("x402-key"), WALK_INS, clock)
+    return WalkIns(
+        key,
+        payee.gate,
+        payee.ledger,
+        clock,
+        secrets.token_bytes,
+        caller.account_id,
+        caller.account,
+    )
 
 
 async def _canaries(config: Config, home: Home, gateway: Gateway) -> asyncio.Task[None]:

@@ -7,14 +7,13 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from inferpool.chain.base import Chain
-from inferpool.chain.client import EvmChain
 from inferpool.clock import SystemClock
 from inferpool.config import Config, NodeConfig
-from inferpool.daemon.chains import asset_of, open_chain
+from inferpool.daemon.chains import open_chain
 from inferpool.daemon.door import Door, open_door, require_endpoint
 from inferpool.daemon.engines import general_prices, load_manifest, make_engine, places
 from inferpool.daemon.grpc_door import grpc_door
+from inferpool.daemon.payee import Payee, payee_side, terms_of
 from inferpool.daemon.provider import (
     Provider,
     enter,
@@ -37,16 +36,12 @@ from inferpool.node.app import NodeApp
 from inferpool.node.node import Node
 from inferpool.node.offers import OfferBook
 from inferpool.node.services import Hosted, Services
-from inferpool.payments.claims import Claimer
-from inferpool.payments.gate import PaymentGate
 from inferpool.payments.journal import SqlJournal
-from inferpool.payments.payee_ledger import PayeeLedger
-from inferpool.payments.standing import Channels
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import InferpoolError, Refused
 from inferpool.protocol.job import Task
 from inferpool.protocol.limits import OFFER_ENDPOINTS_MAX
-from inferpool.protocol.offer import Endpoint, Terms, binding_digest
+from inferpool.protocol.offer import Endpoint, binding_digest
 from inferpool.transport.relayed import Reach, RelayAddress
 from inferpool.transport.tls import server_context
 
@@ -101,43 +96,6 @@ def served(config: NodeConfig) -> list[Manifest]:
     return found
 
 
-def terms_of(config: Config, chain: EvmChain, payee: bytes, authorizer: bytes) -> Terms:
-    """Payment terms from the configuration."""
-    return Terms(
-        chain_id=chain.chain_id,
-        asset=asset_of(config.chain),
-        asset_name=config.chain.asset_name,
-        asset_version=config.chain.asset_version,
-        asset_decimals=config.chain.asset_decimals,
-        payee=payee,
-        receiver_authorizer=authorizer,
-        min_deposit=config.node.min_deposit_base_units,
-        withdraw_delay_s=config.node.withdraw_delay_s,
-        window=_window(config.node.window),
-    )
-
-
-def gate_of(config: NodeConfig, terms: Terms, chain: Chain, ledger: PayeeLedger) -> PaymentGate:
-    """What lets paid requests in. Raises Refused(bad_config)."""
-    if config.one_off_base_units < 0:
-        message = "node.one_off_base_units must be 0 or more"
-        raise Refused(message, code="bad_config", param="node.one_off_base_units")
-    return PaymentGate(
-        terms,
-        chain,
-        ledger,
-        payers_of(config),
-        concurrent_per_channel=config.concurrent_per_channel,
-        one_off_least=config.one_off_base_units,
-    )
-
-
-def _window(maxima: int) -> int:
-    if not 0 < maxima < 2**32:
-        raise Refused("node.window must be 1 or more", code="bad_config", param="node.window")
-    return maxima
-
-
 async def serve_node(config: Config, home: Home, on_progress: OnProgress | None = None) -> None:
     """Run the node until told to stop."""
     keys = home.keys("node")
@@ -153,13 +111,13 @@ async def serve_node(config: Config, home: Home, on_progress: OnProgress | None 
     endpoints = [Endpoint(item.url, tls.spki) for item in reach]
     if not reach or door.url.startswith("https:"):
         endpoints.insert(0, Endpoint(door.url, door.spki))
-    payee = payee_of(settings, owner)
+    receiver = payee_of(settings, owner)
     payers_of(settings)  # a mistake is told before anything is loaded
     services = await load_services(config.node, Store(), on_progress)
     journal = SqlJournal(home.ledger("node"))
     try:
         chain = await open_chain(config.chain, home, sender=gas, authorizer=key)
-        terms = terms_of(config, chain, payee, key.address)
+        terms = terms_of(config, chain, receiver, key.address)
         clock = SystemClock()
         now_ms = clock.now_ms()
         vouched = binding_digest(owner.address, key.address, now_ms + _VOUCHED_MS, chain.chain_id)
@@ -174,13 +132,10 @@ async def serve_node(config: Config, home: Home, on_progress: OnProgress | None 
             clock,
             epoch=now_ms,
         )
-        ledger = PayeeLedger(journal, chain.chain_id, terms.asset_decimals)
-        gate = gate_of(settings, terms, chain, ledger)
-        node = Node(key, services, offers, gate, ledger, clock)
-        claimer = Claimer(terms, chain, ledger, gate, clock)
+        payee = payee_side(config, chain, journal, terms, clock)
+        node = Node(key, services, offers, payee.gate, payee.ledger, clock)
         await enter(chain, config, keys, endpoints[0].url)
-        channels = Channels(chain, ledger, gate, claimer)
-        await _run(config, home, node, claimer, door, channels, reach)
+        await _run(config, home, node, payee, door, reach)
     finally:
         for engine in services.engines:
             await engine.close()
@@ -198,21 +153,17 @@ async def _run(
     config: Config,
     home: Home,
     node: Node,
-    claimer: Claimer,
+    payee: Payee,
     door: Door,
-    channels: Channels,
     reach: Sequence[Reach],
 ) -> None:
     token = home.secret("control-token")
 
     async def claim() -> dict[str, object]:
-        return (await claimer.claim()).to_wire()
+        return (await payee.claimer.claim()).to_wire()
 
-    provider = Provider(node, config, home, channels)
-    jobs = [
-        asyncio.create_task(claimer.watch(), name="watch"),
-        asyncio.create_task(_claim_often(claimer, config.node.claim_every_s), name="claim"),
-    ]
+    provider = Provider(node, config, home, payee.channels)
+    jobs = payee.jobs(config.node.claim_every_s)
 
     def leaving() -> None:
         """Every lease ends now: no gateway waits for its silence to be noticed."""
@@ -247,12 +198,3 @@ async def _run(
             leaving=leaving,
             reach=reach,
         )
-
-
-async def _claim_often(claimer: Claimer, every_s: int) -> None:
-    while True:
-        await asyncio.sleep(max(60, every_s))
-        try:
-            await claimer.claim()
-        except InferpoolError as error:
-            _LOG.warning("claiming failed, it will be tried again: %s", error.message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.preferences import trust
@@ -18,6 +18,11 @@ from inferpool.protocol.errors import BadRequest, Unauthorized
 from inferpool.protocol.job import Job
 from inferpool.protocol.offer import Service
 from inferpool.protocol.price import maximum_pico_usd
+from inferpool.protocol.receipt import Outcome
+from inferpool.protocol.usage import Usage
+
+if TYPE_CHECKING:
+    from inferpool.gateway.walk_ins import WalkIn
 
 
 class SharedBudgets(Protocol):
@@ -43,6 +48,12 @@ class Caller:
     account_id: bytes
     account: Account
     client_ids: list[str] = field(default_factory=list)  # of its request, once it is held
+    walk_in: WalkIn | None = None  # where it pays by x402
+
+    @property
+    def free_pico_usd(self) -> int | None:
+        """What its next request may cost; None without a limit."""
+        return self.account.free_pico_usd if self.walk_in is None else self.walk_in.most_pico_usd
 
     @property
     def rates(self) -> list[Rate]:
@@ -156,6 +167,11 @@ class Hold:
     fee_pico_usd: int = 0  # billed so far
     shared: SharedBudgets | None = field(default=None, repr=False)
 
+    async def settle(self, usage: Usage | None = None) -> None:
+        """The answer is whole: what was billed is what a walk-in pays, told with the answer."""
+        if self.caller.walk_in is not None:
+            await self.caller.walk_in.settle(Outcome.COMPLETE, usage)
+
     async def covers_too(self, candidate: Candidate) -> bool:
         """Whether the budget covers this candidate beside the one that is tried."""
         return await self._more(max(1, candidate.maximum_pico_usd))
@@ -172,6 +188,9 @@ class Hold:
     async def _more(self, more_pico_usd: int) -> bool:
         most = more_pico_usd + fee_up(more_pico_usd, self.fee_bps)
         account = self.caller.account
+        walk_in = self.caller.walk_in
+        if walk_in and not walk_in.covers(account.held[self.client_id.encode()] + most):
+            return False
         if self.shared is not None and not await self.shared.reserve(account, most):
             return False
         return account.hold_more(self.client_id.encode(), most)

@@ -7,7 +7,7 @@ the gateway's.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import orjson
 
@@ -19,6 +19,9 @@ from inferpool.protocol.logprobs import TokenLogprob, Tokens
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.usage import Usage
 from inferpool.transport.asgi import EVENT_STREAM, JSON, HttpRequest
+
+if TYPE_CHECKING:
+    from inferpool.gateway.walk_ins import WalkIn
 
 
 @dataclass(slots=True)
@@ -113,9 +116,10 @@ class StreamedAnswer:
         *,
         include_usage: bool,
         tells: bool = False,
+        walk_in: WalkIn | None = None,
     ) -> None:
         self._request, self._client_id, self._form = request, client_id, form
-        self._include_usage, self._tells = include_usage, tells
+        self._include_usage, self._tells, self._walk_in = include_usage, tells, walk_in
         self._told = 0  # characters of the tokens so far
         self._head = head(form, client_id, model, created_s)
         self._node = b""
@@ -133,9 +137,11 @@ class StreamedAnswer:
     async def _open(self) -> None:
         if self.started:
             return
+        paid = await self._walk_in.open_stream() if self._walk_in is not None else ()
         await self._request.start(
             [
                 *EVENT_STREAM,
+                *paid,
                 (b"x-request-id", self._client_id.encode()),
                 (headers.NODE, to_hex(self._node).encode()),
             ]
@@ -170,7 +176,10 @@ class StreamedAnswer:
         assert delivered.finish is not None, "the end has a finish reason"
         rest = delivered.take_tokens()  # without a text of their own: half a character, the end
         last = self._form.last(self._head, delivered.finish, self._logprobs(rest) if rest else None)
-        await self._send({**last, "inferpool": delivered.proof()})
+        proof = delivered.proof()
+        if self._walk_in is not None:
+            proof |= self._walk_in.proof()
+        await self._send({**last, "inferpool": proof})
         if self._include_usage:
             usage = answers.usage_object(delivered.usage)
             await self._send({**self._head, "choices": [], "usage": usage})

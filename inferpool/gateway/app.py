@@ -15,6 +15,7 @@
 | GET /inferpool/status | channels, accounts, attempts; under the control token |
 | /inferpool/control/... | see `control`; the operator's, on this machine |
 | GET, POST /inferpool/admin/... | keys, teams, usage; under the control token (`admin`) |
+| GET /inferpool/receipts?channel=&after= | of a caller who pays by x402, to itself |
 | POST /inferpool/quote | what a job would cost, and where it would go |
 | GET /inferpool/routes/ID | why a request went where it went; under its key or the control token |
 """
@@ -38,7 +39,9 @@ from inferpool.gateway.replay import Replays
 from inferpool.gateway.status import explained, model_object, status
 from inferpool.metrics import CONTENT_TYPE
 from inferpool.payments.access import Access
-from inferpool.protocol import limits
+from inferpool.payments.gate import PaymentNeeded
+from inferpool.payments.receipts_page import receipts_page
+from inferpool.protocol import headers, limits
 from inferpool.protocol.errors import BadRequest, InferpoolError, Unauthorized, Unavailable
 from inferpool.protocol.job import Job, Task
 from inferpool.transport.asgi import (
@@ -53,6 +56,7 @@ from inferpool.transport.asgi import (
 from inferpool.transport.base import TransportError
 
 _LOG = logging.getLogger("inferpool.gateway")
+Work = Callable[[HttpRequest], Awaitable[None]]
 Serve = Callable[[HttpRequest, bytes, Caller], Awaitable[None]]
 _PROXY_MAX = 256 * 1024
 _ROUTES = "/inferpool/routes/"
@@ -92,6 +96,7 @@ class GatewayApp:
             ("GET", "/openapi.json"): self._openapi,
             ("GET", "/inferpool/status"): self._status,
             ("POST", "/inferpool/quote"): self._quote,
+            ("GET", "/inferpool/receipts"): self._receipts,
             ("POST", "/inferpool/offers"): PushedOffers(gateway.directory, gateway.clock).serve,
         }
 
@@ -126,7 +131,7 @@ class GatewayApp:
                 with self._admitted(through, caller):
                     await serve(through, body, caller)
 
-            await self._replays.serve(request, body, caller, work)
+            await self._served(request, body, caller, work)
         elif path.startswith("/v2/models/"):
             await self._model(request)
         elif (method, path) in self._plain:
@@ -149,11 +154,23 @@ class GatewayApp:
             allowed += [known for known, plain in self._plain if plain == path]
             raise unserved(request, allowed)
 
+    async def _served(self, request: HttpRequest, body: bytes, caller: Caller, work: Work) -> None:
+        """Once, however often its caller sends it; walk-ins have nothing that tells them apart,
+        and pay for each request."""
+        if caller.walk_in is None:
+            await self._replays.serve(request, body, caller, work)
+        else:
+            caller.walk_in.read(body)
+            await work(request)
+
     async def _fail(self, request: HttpRequest, error: InferpoolError) -> None:
         self._gateway.metrics.refused(error.code)
         body = error.oip() if request.path.startswith("/v2") else error.openai()
         try:
-            await request.answer_json(body, error.status, error_headers(error))
+            extra = error_headers(error)
+            if isinstance(error, PaymentNeeded):
+                extra.append((headers.PAYMENT_REQUIRED, error.header))
+            await request.answer_json(body, error.status, extra)
         except RuntimeError:  # the answer had begun: it ends here, without its clean end
             _LOG.warning("%s broke off in mid-answer: %s", request.path, error.message)
 
@@ -162,6 +179,8 @@ class GatewayApp:
         """While a paid request is served, within the rate limits of its key."""
         now_ms = self._gateway.clock.now_ms
         request.added = lambda: caller.rate_headers(now_ms())
+        if caller.walk_in is not None:
+            request.added = caller.walk_in.headers
         with caller.admitted(now_ms()):
             yield
 
@@ -179,6 +198,9 @@ class GatewayApp:
             return Caller(*found)
         if self._anyone is not None and request.is_local():
             return Caller(self._anyone.account_id, self._anyone.account)
+        walk_ins = self._gateway.walk_ins
+        if walk_ins is not None and not key:
+            return walk_ins.caller(request)
         raise Unauthorized(
             "The API key is unknown; send Authorization: Bearer KEY."
             if key
@@ -197,7 +219,7 @@ class GatewayApp:
                 with self._admitted(through, caller):
                     await self._gateway.infer(through, name, body, caller)
 
-            await self._replays.serve(request, body, caller, work)
+            await self._served(request, body, caller, work)
         elif request.method == "GET" and rest in ([], ["ready"]):
             await self._proxy(request, name, "/".join(["", *rest]))
         else:
@@ -258,6 +280,14 @@ class GatewayApp:
         if not request.is_local() and not self._is_owner(request):
             raise Unauthorized("From another machine this needs the gateway's control token.")
         await request.answer(200, self._gateway.metrics.text(), [CONTENT_TYPE])
+
+    async def _receipts(self, request: HttpRequest) -> None:
+        """What a walk-in paid for on its channel."""
+        walk_ins = self._gateway.walk_ins
+        if walk_ins is None:
+            raise BadRequest("This gateway takes no payments by x402.", code="not_found")
+        page = receipts_page(walk_ins.ledger, walk_ins.key, request.query, request.headers)
+        await request.answer_json(page)
 
     def _is_owner(self, request: HttpRequest) -> bool:
         given = request.headers.get(b"authorization", b"").removeprefix(b"Bearer ")

@@ -88,6 +88,7 @@ class TextRun:
                 await self.answer.fail(error)
                 return
             if self.delivered.finish is not None:
+                await self.hold.settle(self.delivered.usage)
                 await self.answer.end(self.delivered)
                 return
         if not self.answer.started:
@@ -99,7 +100,7 @@ class TextRun:
             return []
         try:
             caller = self.hold.caller
-            free = caller.account.free_pico_usd
+            free = caller.account.free_pico_usd  # of a walk-in, its hold covers what it paid for
             free = None if free is None else free + self.hold.most_pico_usd
             route = self.gateway.choose(
                 self.parsed.job, caller, free, self.prompt, self.preferences

@@ -3,6 +3,8 @@
 | route | body | what |
 | --- | --- | --- |
 | GET /inferpool/control/channels | | every channel, its state on chain, and what lies unused |
+| POST /inferpool/control/claim | | claim and settle what walk-ins paid, where they may |
+| POST /inferpool/control/refund | channel, base_units | give a walk-in's unused money back |
 | POST /inferpool/control/withdraw | channel | start its way back |
 | POST /inferpool/control/finalize | channel | end it, once the delay is over |
 | POST /inferpool/control/release | idle_s | both, for all that were not used for so long |
@@ -15,6 +17,8 @@ from typing import Any, Final
 import orjson
 
 from inferpool.gateway.capital import Capital
+from inferpool.payments.claims import Claimer
+from inferpool.payments.standing import Channels
 from inferpool.protocol.encoding import from_hex
 from inferpool.protocol.errors import BadRequest
 from inferpool.protocol.limits import CONTROL_BODY_MAX
@@ -28,14 +32,26 @@ class CapitalControls:
 
     def __init__(self, capital: Capital) -> None:
         self._capital = capital
+        self.sales: Channels | None = None  # of a gateway that sells
+        self.claimer: Claimer | None = None
 
     async def serve(self, request: HttpRequest) -> None:
         """Do it, and answer with the channels that it is about. Raises BadRequest, Refused."""
         action = (request.method, request.path.removeprefix(CONTROL))
         body = await request.body(CONTROL_BODY_MAX)
+        if self.sales is not None and action == ("POST", "refund"):
+            await request.answer_json(await self.sales.refunded(body))
+            return
+        if self.claimer is not None and action == ("POST", "claim"):
+            await request.answer_json((await self.claimer.claim()).to_wire())
+            return
         if action == ("GET", "channels"):
             found = await self._capital.look()
-        elif action == ("POST", "withdraw"):
+            sales = await self.sales.look() if self.sales is not None else []
+            both = [*(item.to_wire() for item in found), *(item.to_wire() for item in sales)]
+            await request.answer_json({"channels": both})
+            return
+        if action == ("POST", "withdraw"):
             found = [await self._capital.withdraw(_channel(body))]
         elif action == ("POST", "finalize"):
             found = [await self._capital.finalize(_channel(body))]

@@ -33,6 +33,7 @@ from inferpool.gateway.reconcile import Reconciler
 from inferpool.gateway.route_book import RouteBook
 from inferpool.gateway.router import Route, Wanted, choose
 from inferpool.gateway.treasury import Treasury
+from inferpool.gateway.walk_ins import WalkIns
 from inferpool.payments.fees import fee_down, fee_up, without_fee
 from inferpool.payments.payer_ledger import PayerLedger
 from inferpool.protocol import headers, images
@@ -40,13 +41,14 @@ from inferpool.protocol.answers import event
 from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.completion import CompletionRequest
 from inferpool.protocol.embeddings import EmbeddingsRequest
-from inferpool.protocol.errors import BadRequest, InferpoolError, RateLimited, Unavailable
+from inferpool.protocol.errors import BadRequest, InferpoolError, Unavailable
 from inferpool.protocol.forms import form_of
 from inferpool.protocol.images import ImagesRequest
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.offer import Service
 from inferpool.protocol.oip import InferRequest
 from inferpool.protocol.preferences import NO_PREFERENCES, RoutePreferences, preferences_of
+from inferpool.protocol.receipt import Outcome, SignedReceipt
 from inferpool.protocol.transcription import TranscriptionRequest
 from inferpool.transport.asgi import EVENT_STREAM, HttpRequest, stop_task
 
@@ -72,6 +74,7 @@ class Gateway:
     value_of_time_pico_usd_per_s: int = 0
     fee_bps: int = 0  # on top of what nodes charge, in hundredths of a percent
     shared: SharedBudgets | None = None  # where other processes use the same accounts
+    walk_ins: WalkIns | None = None  # where it is paid by x402
     metrics: GatewayMetrics = field(init=False)
     flights: Flights = field(init=False)
     reconciler: Reconciler = field(init=False)
@@ -92,6 +95,7 @@ class Gateway:
             lambda node: self.directory.index.touch(node.address),
         )
         self.reconciler.flights = self.flights
+        self.reconciler.walk_ins = self.walk_ins
         self.directory.on_found = self._found
         self._draw = Random(int.from_bytes(self.random(8), "big"))  # noqa: S311 - a draw, no secret
 
@@ -156,6 +160,7 @@ class Gateway:
                 form,
                 include_usage=parsed.include_usage,
                 tells=tells,
+                walk_in=hold.caller.walk_in,
             )
         return WholeAnswer(request, hold.client_id, parsed.model, created_s, form, tells=tells)
 
@@ -239,7 +244,7 @@ class Gateway:
         caller.account.at(self.clock.now_ms())
         if self.shared is not None:
             await self.shared.read(caller.account)
-        free = caller.account.free_pico_usd
+        free = caller.free_pico_usd
         return self.choose(job, caller, free, prompt, preferences, tallied=tallied)
 
     def choose(
@@ -283,12 +288,14 @@ class Gateway:
         there is none.
         """
         client_id = "req_" + self.random(12).hex()
-        hold = await self._held(caller, route, client_id)
+        if caller.walk_in is not None:
+            await caller.walk_in.pay(route, self.fee_bps)
         expected = route.units_in + route.units_out
         try:
+            hold = await self._held(caller, route, client_id)
             caller.take_tokens(expected, self.clock.now_ms())
-        except RateLimited:
-            self.release(caller, client_id)
+        except InferpoolError:
+            await self._end(caller, client_id)
             raise
         self.note(hold, route)
         caller.client_ids.append(client_id)
@@ -297,16 +304,20 @@ class Gateway:
             yield hold
         except InferpoolError as error:
             error.request_id = client_id
+            if caller.walk_in is not None:
+                caller.walk_in.failed = True
             raise
         finally:
             self.flights.serving.discard(client_id)
             caller.correct_tokens(hold.units - expected)
             if hold.complete or not self.flights.pending(client_id):
-                self.release(caller, client_id)
+                await asyncio.shield(self._end(caller, client_id))
+            elif caller.walk_in is not None and self.walk_ins is not None:
+                self.walk_ins.waiting[client_id] = caller.walk_in
 
     async def _held(self, caller: Caller, route: Route, client_id: str) -> Hold:
         account, bps = caller.account, self.fee_bps
-        free = account.free_pico_usd
+        free = caller.free_pico_usd
         free = None if free is None else without_fee(free, bps)
         covered = [c for c in route.candidates if free is None or c.maximum_pico_usd <= free]
         cheapest = min(candidate.maximum_pico_usd for candidate in route.candidates)
@@ -316,6 +327,11 @@ class Gateway:
             await self.shared.reserve(account, with_fee)  # where it fails, so does what follows
         account.hold(client_id.encode(), with_fee)
         return Hold(client_id, caller, covered, most, fee_bps=bps, shared=self.shared)
+
+    async def _end(self, caller: Caller, client_id: str) -> None:
+        self.release(caller, client_id)
+        if caller.walk_in is not None:
+            await caller.walk_in.settle(Outcome.CANCELLED)
 
     def release(self, caller: Caller, client_id: str) -> None:
         """End a hold."""
@@ -337,6 +353,9 @@ class Gateway:
         hold.fee_pico_usd += record.fee_pico_usd
         hold.units += record.prompt_units + record.output_units
         account.spend(hold.client_id.encode(), billed_pico_usd + record.fee_pico_usd)
+        if hold.caller.walk_in is not None:
+            signed = SignedReceipt.unpack(record.receipt)
+            hold.caller.walk_in.bill(signed, billed_pico_usd + record.fee_pico_usd)
         self.metrics.settled(record)
         await self.flights.save(flight, hold.caller.account_id)
 

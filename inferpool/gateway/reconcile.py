@@ -35,6 +35,7 @@ from inferpool.transport.base import AnswerInvalid
 
 if TYPE_CHECKING:
     from inferpool.gateway.flights import Flights
+    from inferpool.gateway.walk_ins import WalkIns
 
 _LOG = logging.getLogger("inferpool.reconcile")
 _TRIES = 8
@@ -53,6 +54,8 @@ class Reconciler:
     _proving: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
     _closed: bool = False
     _lost: dict[bytes, AttemptRecord] = field(default_factory=dict)  # of an earlier run
+    walk_ins: WalkIns | None = None
+    _ending: set[asyncio.Task[None]] = field(default_factory=set)
     flights: Flights = field(init=False)
 
     def soon(self, node: KnownNode, channel: PayerChannel) -> None:
@@ -103,8 +106,8 @@ class Reconciler:
         tasks = [*self._tasks.values(), *self._proving.values()]
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if tasks or self._ending:
+            await asyncio.wait([*tasks, *self._ending])
 
     async def _until_resolved(self, node: KnownNode, channel: PayerChannel) -> None:
         delay_s = _FIRST_DELAY_S
@@ -238,6 +241,9 @@ class Reconciler:
                 record.fee_pico_usd = fee_down(record.billed_pico_usd, self.fee_bps)
                 account.at(self.clock.now_ms())
                 account.spend(client.encode(), record.billed_pico_usd + record.fee_pico_usd)
+                if self.walk_ins is not None:
+                    billed = record.billed_pico_usd + record.fee_pico_usd
+                    self.walk_ins.billed(client, signed, billed)
             self._release(record)
         self.ledger.save_attempt(record, channel, key_hash)
 
@@ -315,6 +321,12 @@ class Reconciler:
         _, account = self._account(record.account)
         if account is not None and not self.flights.pending(record.client_request_id):
             account.release(record.client_request_id.encode())
+            if self.walk_ins is not None and record.client_request_id in self.walk_ins.waiting:
+                ending = asyncio.create_task(
+                    self.walk_ins.ended(record.client_request_id), name="settle a walk-in"
+                )
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
 
     def owes(self, channel: PayerChannel) -> bool:
         """Whether attempts of this channel wait for their node's word."""

@@ -133,7 +133,7 @@ async def run(
             if not await hold.covers(candidate):
                 continue
             try:
-                if errand.hedge and left:
+                if errand.hedge and left and caller.walk_in is None:  # both would be its to pay
                     return await _first_of_two(gateway, candidate, left, errand, hold)
                 answer = await _try(gateway, candidate, errand, hold)
             except RETRIED as error:
@@ -208,6 +208,7 @@ async def _fetch(gateway: Gateway, candidate: Candidate, errand: Errand, hold: H
             raise AnswerTimeout("The node's answer does not end.") from None
         value, charge = _settle(flights, flight, response, answer, errand)
         await gateway.bill(flight, hold, charge)
+        await hold.settle()
         kept = [(name, found) for name, found in response.headers if name in _KEPT]
         ours = [
             (b"x-request-id", hold.client_id.encode()),

@@ -21,7 +21,7 @@ class Role(StrEnum):
     - `owner` (cold): a node's stake and payout, the registry's entry, the binding of a node key;
       it replaces all the others.
     - `node` (hot): offers, receipts and evidence; the claims and refunds of its channels, as their
-      `receiverAuthorizer`. It holds nothing.
+      `receiverAuthorizer`. It holds nothing. A gateway that sells by x402 has one too.
     - `gas` (hot): the chain's transactions. It holds gas only.
     - `payer` (cold): deposits into channels, withdrawals from them.
     - `payer_authorizer` (hot): vouchers, as a channel's `payerAuthorizer`; one a gateway process.

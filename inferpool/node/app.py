@@ -24,7 +24,6 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
-from urllib.parse import parse_qs
 
 from inferpool import __version__
 from inferpool.metrics import CONTENT_TYPE
@@ -33,7 +32,7 @@ from inferpool.node.node import Node
 from inferpool.node.tensors import model_metadata
 from inferpool.payments.gate import PaymentNeeded
 from inferpool.protocol import headers, limits
-from inferpool.protocol.encoding import from_hex, to_hex
+from inferpool.protocol.encoding import from_hex
 from inferpool.protocol.errors import BadRequest, InferpoolError, Unauthorized
 from inferpool.protocol.job import Task
 from inferpool.transport.asgi import (
@@ -85,7 +84,7 @@ class NodeApp:
             return
         request = HttpRequest(scope, receive, send)
         try:
-            await self._route(request, scope)
+            await self._route(request)
         except ClientLeft:
             pass
         except InferpoolError as error:
@@ -94,7 +93,7 @@ class NodeApp:
             _LOG.exception("%s %s failed", request.method, request.path)
             await self._fail(request, InferpoolError("The node failed; its log says why."))
 
-    async def _route(self, request: HttpRequest, scope: Scope) -> None:
+    async def _route(self, request: HttpRequest) -> None:
         method, path = request.method, request.path
         if method == "POST" and path in self._paid:
             limit, serve = self._paid[path]
@@ -108,7 +107,7 @@ class NodeApp:
                 raise Unauthorized("This needs the node's control token, on its own machine.")
             await self._controls.serve(request)
         elif method == "GET" and path == "/inferpool/receipts":
-            await self._receipts(request, scope["query_string"])
+            await request.answer_json(self._node.receipts(request))
         elif method == "GET" and path.startswith("/inferpool/evidence/"):
             await self._evidence(request)
         else:
@@ -187,30 +186,6 @@ class NodeApp:
                 await request.end()
         finally:
             left.cancel()
-
-    async def _receipts(self, request: HttpRequest, query: bytes) -> None:
-        try:
-            values = parse_qs(query.decode(), strict_parsing=True, max_num_fields=4)
-            channel_id = from_hex(values["channel"][0], 32)
-            after = int(values.get("after", ["0"])[0])
-            if not 0 <= after < 2**63:
-                raise ValueError("after is out of range")
-            signature = from_hex(request.headers.get(headers.SIGNATURE, b"").decode(), 65)
-        except (KeyError, ValueError) as error:
-            raise BadRequest(
-                f"Ask with ?channel=0x...&after=N and Inferpool-Signature: {error}"
-            ) from None
-        signed, running, channel = self._node.receipts(channel_id, after, signature)
-        await request.answer_json(
-            {
-                "receipts": [item.to_wire() for item in signed],
-                "inFlight": [to_hex(item) for item in running],
-                "voucher": {
-                    "maxClaimableAmount": str(channel.best),
-                    "signature": to_hex(channel.best_signature),
-                },
-            }
-        )
 
     async def _evidence(self, request: HttpRequest) -> None:
         try:

@@ -19,9 +19,10 @@ from inferpool.node.services import Hosted, Services
 from inferpool.node.tensors import check_outputs, read_inputs, write_answer
 from inferpool.node.work import Work, sign_receipt
 from inferpool.payments.chains import ReceiptChain
-from inferpool.payments.gate import PaymentGate
+from inferpool.payments.gate import PaymentGate, identify
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
+from inferpool.payments.receipts_page import receipts_page
 from inferpool.protocol import headers
 from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.completion import CompletionRequest
@@ -34,7 +35,7 @@ from inferpool.protocol.limits import CHAINED_UNITS_MAX, EVIDENCE_KEPT_MAX, EVID
 from inferpool.protocol.offer import Offer, Service
 from inferpool.protocol.oip import InferRequest
 from inferpool.protocol.price import maximum, maximum_usage
-from inferpool.protocol.receipt import Outcome, SignedReceipt, receipts_request_digest
+from inferpool.protocol.receipt import Outcome, SignedReceipt
 from inferpool.transport.asgi import HttpRequest
 from inferpool.transport.base import Headers
 
@@ -172,7 +173,7 @@ class Node:
             raise Unavailable("This node is going down.", code="shutting_down", retry_after_s=5)
         if self.withheld:
             raise Unavailable(f"This node takes no work now: {self.withheld}.", retry_after_s=30)
-        own, request_id = self._identify(request)
+        own, request_id = identify(request.headers, self.random)
         offer, offer_hash = self._accepted(request, own)
         service = offer.service(job.model)
         if service is None and hosted.engine.ready() and not hosted.withheld:
@@ -208,19 +209,6 @@ class Node:
             started_ms=self.clock.now_ms(),
             chained=asked.own and self._chained(request, asked.units),
         )
-
-    def _identify(self, request: HttpRequest) -> tuple[bool, bytes]:
-        """Whether the payer speaks our version, and the request id: its own, or a random one."""
-        version = request.headers.get(headers.VERSION)
-        if version is None:
-            return False, self.random(32)
-        if version != headers.VERSION_SPOKEN:
-            raise BadRequest("Inferpool-Version must be 1.", code="unsupported_version")
-        try:
-            value = request.headers.get(headers.REQUEST_ID, b"").decode()
-            return True, from_hex(value, 32)
-        except ValueError as error:
-            raise BadRequest(f"Inferpool-Request-Id: {error}.") from None
 
     def _accepted(self, request: HttpRequest, own: bool) -> tuple[Offer, bytes]:
         value = request.headers.get(headers.OFFER)
@@ -320,21 +308,9 @@ class Node:
             unit_us=int(slowest.unit_us) if slowest else 0,
         )
 
-    def receipts(
-        self, channel_id: bytes, after: int, signature: bytes
-    ) -> tuple[list[SignedReceipt], list[bytes], PayeeChannel]:
-        """A page of a channel's receipts, the request ids in flight and the channel with its best
-        voucher, for its payer only.
-
-        Raises BadRequest(not_found), Refused(bad_signature).
-        """
-        channel = self.ledger.channels.get(channel_id)
-        if channel is None:
-            raise BadRequest("This node has no such channel.", code="not_found")
-        digest = receipts_request_digest(self.key.address, channel_id, channel.chain_id)
-        verify(digest, signature, channel.config.payer_authorizer)
-        running = [*channel.held, *self.ledger.saving(channel_id)]
-        return self._signed(self.ledger.receipts(channel_id, after)), running, channel
+    def receipts(self, request: HttpRequest) -> dict[str, object]:
+        """A page of a channel's receipts, for its payer only. Raises BadRequest, Refused."""
+        return receipts_page(self.ledger, self.key, request.query, request.headers, self._signed)
 
     def _signed(self, receipts: list[SignedReceipt]) -> list[SignedReceipt]:
         """Chained ones get a signature of their own when they are asked for."""

@@ -6,6 +6,7 @@ A request comes out with its maximum held on a channel whose voucher covers it, 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from inferpool.chain.base import Chain
@@ -14,7 +15,15 @@ from inferpool.payments.one_off import OneOffs
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.payments.payers import ANYONE, Payers
-from inferpool.protocol.errors import InferpoolError, PaymentRequired, RateLimited, Unavailable
+from inferpool.protocol import headers
+from inferpool.protocol.encoding import from_hex
+from inferpool.protocol.errors import (
+    BadRequest,
+    InferpoolError,
+    PaymentRequired,
+    RateLimited,
+    Unavailable,
+)
 from inferpool.protocol.limits import CHANNELS_MAX, CONCURRENT_PER_CHANNEL
 from inferpool.protocol.offer import Terms
 from inferpool.protocol.voucher import ChannelConfig
@@ -106,6 +115,11 @@ class PaymentGate:
             f" the channel stays yours.{once}"
         )
 
+    @staticmethod
+    def crowded() -> RateLimited:
+        """What to tell a payer while too many are served."""
+        return RateLimited("Too many paid requests at once; try again.", retry_after_s=1)
+
     def response(self, channel: PayeeChannel, reported: int) -> bytes:
         """PAYMENT-RESPONSE for a request, of which `reported` base units were reported now."""
         payer = channel.config.payer
@@ -189,6 +203,22 @@ class PaymentGate:
             channel = self._ledger.channels.get(channel_id)
             if channel is not None:
                 await self.refresh(channel)
+
+
+def identify(sent: Mapping[bytes, bytes], random: Callable[[int], bytes]) -> tuple[bool, bytes]:
+    """Whether a payer speaks our version, and the request id: its own, or a random one.
+
+    Raises BadRequest.
+    """
+    version = sent.get(headers.VERSION)
+    if version is None:
+        return False, random(32)
+    if version != headers.VERSION_SPOKEN:
+        raise BadRequest("Inferpool-Version must be 1.", code="unsupported_version")
+    try:
+        return True, from_hex(sent.get(headers.REQUEST_ID, b"").decode(), 32)
+    except ValueError as error:
+        raise BadRequest(f"Inferpool-Request-Id: {error}.") from None
 
 
 def _booked(value: bytes) -> tuple[int, int]:

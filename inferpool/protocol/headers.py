@@ -14,6 +14,7 @@ RECEIPTS: Final = b"inferpool-receipts"  # which kind the caller takes
 CHAINED: Final = b"chained"
 SIGNED: Final = b"signed"
 CHAINED_RECEIPT: Final = b"inferpool-chained-receipt"
+GATEWAY_RECEIPT: Final = b"inferpool-gateway-receipt"  # for a caller who pays it by x402
 NODE: Final = b"inferpool-node"
 SIGNATURE: Final = b"inferpool-signature"  # of whoever asks for evidence
 HEDGE: Final = b"inferpool-hedge"  # 1: a small call may be asked of two nodes, and both be paid

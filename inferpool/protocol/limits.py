@@ -74,6 +74,7 @@ CHAIN_MS: Final = 100  # age at which a chain of receipts is signed with the nex
 CHAINED_UNITS_MAX: Final = 1_000  # a tenth of a cent at most: dearer answers have their own
 CHAIN_PROOF_MS: Final = 2_000  # then a payer asks for the signature that no answer brought
 RELEASE_EVERY_S: Final = 600.0  # a channel's way back takes 900 s at least
+WALK_INS_MAX: Final = 4096  # requests at once of callers who pay a gateway by x402
 TRANSFERS_AT_ONCE: Final = 256  # one-off payments of which the request has not ended
 CHANNEL_READS_AT_ONCE: Final = 16  # of the chain, where all channels are looked at
 WITHDRAW_DELAY_ACCEPTED_S: Final = 86_400  # a payer locks money for a day at most

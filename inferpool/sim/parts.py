@@ -17,6 +17,8 @@ from inferpool.gateway.directory import Directory, OpenTransport
 from inferpool.gateway.gateway import Gateway
 from inferpool.gateway.route_book import RouteBook
 from inferpool.gateway.treasury import Caps, Treasury
+from inferpool.gateway.walk_ins import ACCOUNT as WALK_INS
+from inferpool.gateway.walk_ins import WalkIns
 from inferpool.identity.signing import Key
 from inferpool.models import catalogue
 from inferpool.node.app import NodeApp
@@ -40,6 +42,22 @@ DISK_S = 0.02  # a slow disk: crashes between a write and its commit must be com
 def key_of(seed: int, role: str) -> Key:
     """A key that depends on the seed only."""
     return Key(hashlib.sha256(f"{seed}/{role}".encode()).digest())
+
+
+def terms_of(chain: MemoryChain, payee: Key, authorizer: Key, window: int) -> Terms:
+    """How every payee here is paid."""
+    return Terms(
+        chain_id=chain.chain_id,
+        asset=DEV_DOLLAR_ADDRESS,
+        asset_name=DOLLAR_NAME,
+        asset_version=DOLLAR_VERSION,
+        asset_decimals=6,
+        payee=payee.address,
+        receiver_authorizer=authorizer.address,
+        min_deposit=1000,
+        withdraw_delay_s=900,
+        window=window,
+    )
 
 
 @dataclass(slots=True)
@@ -109,18 +127,7 @@ class SimNode:
         owner, key = key_of(self.seed, f"{self.name}/owner"), key_of(self.seed, f"{self.name}/node")
         self.starts += 1
         self.journal = MemoryJournal(self.journal.engine, DISK_S)
-        terms = Terms(
-            chain_id=self.chain.chain_id,
-            asset=DEV_DOLLAR_ADDRESS,
-            asset_name=DOLLAR_NAME,
-            asset_version=DOLLAR_VERSION,
-            asset_decimals=6,
-            payee=owner.address,
-            receiver_authorizer=key.address,
-            min_deposit=1000,
-            withdraw_delay_s=900,
-            window=self.window,
-        )
+        terms = terms_of(self.chain, owner, key, self.window)
         self.engine = FakeTextEngine(slots=4, token_delay_s=0.02, prefill_delay_s=0.05)
         tensors = FakeTensorEngine(delay_s=0.001)
         await self.engine.start()
@@ -175,10 +182,12 @@ class SimGateway:
     open_transport: OpenTransport
     limit_pico_usd: int | None = None
     window: int = 1
+    sells: bool = False  # to callers without a key, by x402
     machine: Machine = field(default_factory=Machine)
     journal: MemoryJournal = field(default_factory=MemoryJournal)
     gateway: Gateway = field(init=False)
     app: GatewayApp = field(init=False)
+    claimer: Claimer | None = None
 
     async def start(self) -> None:
         """Start, or start again with what is on disk."""
@@ -205,10 +214,27 @@ class SimGateway:
             self.clock,
             catalogue.sampling_of,
             self.random.randbytes,
+            walk_ins=await self._walk_ins(ledger, payer) if self.sells else None,
         )
         self.app = GatewayApp(self.gateway, "control")
         await self.gateway.start()
         self.machine.up = True
+
+    async def _walk_ins(self, ledger: PayerLedger, payer: Key) -> WalkIns:
+        key = key_of(self.seed, f"{self.name}/payee")
+        nobodys = key.secret.hex()
+        if ledger.account(nobodys) is None:
+            await ledger.add_account(nobodys, Account(WALK_INS, None), 0)
+        found = ledger.account(nobodys)
+        assert found is not None, "it was just added"
+        terms, book = (
+            terms_of(self.chain, payer, key, self.window),
+            PayeeLedger(self.journal, self.chain.chain_id, 6),
+        )
+        chain = self.chain.with_sender(key, key)
+        gate = PaymentGate(terms, chain, book, one_off_least=200)
+        self.claimer = Claimer(terms, chain, book, gate, self.clock)
+        return WalkIns(key, gate, book, self.clock, self.random.randbytes, *found)
 
     async def crash(self) -> None:
         """kill -9: what was not on disk is gone."""

@@ -30,7 +30,8 @@ EVENT_STREAM: Final = (
 # What a web page may read of an answer, beside the few headers that it always may (Fetch, "CORS
 # protocol"). Keys come in a header of the request, never in a cookie, so that any page may ask.
 EXPOSED: Final = (
-    b"inferpool-cost-pico-usd, inferpool-node, inferpool-receipt, openai-processing-ms,"
+    b"inferpool-cost-pico-usd, inferpool-gateway-receipt, inferpool-node, inferpool-receipt,"
+    b" openai-processing-ms, payment-required, payment-response,"
     b" retry-after, retry-after-ms, x-ratelimit-limit-requests, x-ratelimit-limit-tokens,"
     b" x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests,"
     b" x-ratelimit-reset-tokens, x-request-id, x-should-retry, inference-header-content-length"

@@ -190,7 +190,7 @@ def secrets_of(home: Home) -> list[str]:
     for group in ("node", "gateway"):
         ring = home.keys(group)
         found += [ring.key(Role(role)).secret.hex() for role in ring.addresses()]
-    assert len(found) == 3 + 6
+    assert len(found) == 3 + 7
     return found
 
 
@@ -215,6 +215,7 @@ def test_wallet_has_every_key_with_what_it_holds(pool: Running, run: Run) -> Non
         ("gateway", "payer"),
         ("gateway", "payer_authorizer"),
         ("gateway", "gas"),
+        ("gateway", "node"),  # it sells by x402 in this pool
     }
     payer = by_key["gateway", "payer"]
     assert payer["address"].lower() == pool.pool.running["gateway"].facts["payer"]

@@ -92,7 +92,7 @@ def test_every_command_is_documented_as_its_help_says(name: str) -> None:
     shown = words(result.output)
     options = {word.rstrip(",") for word in shown if word.startswith("--")} - {"--help"}
     inside = _options_in_texts(name)
-    documented = set(re.findall(r"--[a-z][a-z-]*", section))
+    documented = set(re.findall(r"--[a-z][a-z0-9-]*", section))
     assert options - inside <= documented, f"{name}: not in cli.md"
     assert documented <= options | inside, f"{name}: not in the help"
     for item in COMMANDS[name].params:
@@ -105,7 +105,7 @@ def test_every_command_is_documented_as_its_help_says(name: str) -> None:
 
 def _options_in_texts(name: str) -> set[str]:
     """Options that a help only talks about, in its examples."""
-    return set(re.findall(r"--[a-z][a-z-]*", COMMANDS[name].help or ""))
+    return set(re.findall(r"--[a-z][a-z0-9-]*", COMMANDS[name].help or ""))
 
 
 def test_the_page_has_no_command_too_many() -> None:

@@ -275,7 +275,8 @@ _SHARED: list[Running] = []
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The one pool of this test session, whichever suite asks first; every role ends with 0."""
     if not _SHARED:
-        _SHARED.append(start(tmp_path_factory.mktemp("pool")))
+        flags = {**FREE_PORTS, "gateway.x402": True}
+        _SHARED.append(start(tmp_path_factory.mktemp("pool"), flags))
     running = _SHARED[0]
     pids = running.pids
     yield running

@@ -1,4 +1,4 @@
-"""The unmodified x402 SDK pays the node directly, on the real development chain."""
+"""The unmodified x402 SDK pays a node, and a gateway, directly, on the real development chain."""
 
 from __future__ import annotations
 
@@ -29,11 +29,16 @@ from x402.mechanisms.evm.signers import EthAccountSigner
 
 from inferpool.chain.addresses import DEV_DOLLAR_ADDRESS
 from inferpool.chain.client import EvmChain
+from inferpool.cli.owner import ask_gateway
+from inferpool.identity.keys import Role
 from inferpool.identity.signing import verify
 from inferpool.protocol.encoding import from_hex, to_hex
 from inferpool.protocol.receipt import Receipt, SignedReceipt
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [
+    pytest.mark.timeout(60),
+    pytest.mark.parametrize("seller", ["node", "gateway"]),
+]
 
 FUNDS = 5_000_000  # base units: five test dollars
 SALTS = itertools.count(1)
@@ -45,9 +50,13 @@ def decoded(header: str | None) -> Any:
 
 @dataclass
 class Payer:
-    """A stranger with an SDK and money of its own; every round trip on the wire is seen."""
+    """A stranger with an SDK and money of its own; every round trip on the wire is seen.
+
+    `seller`: whom it pays, node or gateway.
+    """
 
     pool: Running
+    seller: str
     chain: EvmChain
     address: bytes
     http: httpx.AsyncClient
@@ -55,7 +64,7 @@ class Payer:
 
     async def post(self, path: str, **options: Any) -> httpx.Response:
         self.trips.clear()
-        answer = await self.http.post(f"{self.pool.url('node')}{path}", **options)
+        answer = await self.http.post(f"{self.pool.url(self.seller)}{path}", **options)
         assert answer.status_code == 200, answer.text
         return answer
 
@@ -94,14 +103,35 @@ def charged(answer: httpx.Response) -> int:
     return int(response["extra"]["chargedAmount"])
 
 
-def receipt_of(pool: Running, answer: httpx.Response) -> Receipt:
-    signed = SignedReceipt.from_header(answer.headers["inferpool-receipt"].encode())
-    verify(signed.receipt.digest(pool.chain_id), signed.signature, pool.node_address)
+def receipt_of(payer: Payer, answer: httpx.Response) -> Receipt:
+    """The seller's receipt for what this payer paid."""
+    pool, node = payer.pool, payer.seller == "node"
+    header = answer.headers["inferpool-receipt" if node else "inferpool-gateway-receipt"]
+    signed = SignedReceipt.from_header(header.encode())
+    key = pool.node_address if node else gateway_key(pool)
+    verify(signed.receipt.digest(pool.chain_id), signed.signature, key)
     return signed.receipt
 
 
+def gateway_key(pool: Running) -> bytes:
+    """The address that signs what the gateway sells."""
+    return pool.home.keys("gateway").key(Role.NODE).address
+
+
+def owner_of(payer: Payer) -> bytes:
+    """To whom the seller's claims are paid."""
+    facts = payer.pool.pool.running[payer.seller].facts
+    return from_hex(facts["owner" if payer.seller == "node" else "payer"], 20)
+
+
+def claim(payer: Payer) -> Any:
+    if payer.seller == "node":
+        return payer.pool.claim()
+    return ask_gateway(payer.pool.home, "POST", "claim", timeout_s=60)
+
+
 @asynccontextmanager
-async def payer(pool: Running, funds: int) -> AsyncIterator[Payer]:
+async def payer(pool: Running, seller: str, funds: int) -> AsyncIterator[Payer]:
     account = Account.create()
     chain = await EvmChain.connect(pool.url("chain"))
     address = from_hex(account.address.lower(), 20)
@@ -122,11 +152,11 @@ async def payer(pool: Running, funds: int) -> AsyncIterator[Payer]:
             return answer
 
     async with httpx.AsyncClient(transport=x402AsyncTransport(client, Spy()), timeout=30) as http:
-        yield Payer(pool, chain, address, http, trips)
+        yield Payer(pool, seller, chain, address, http, trips)
 
 
 @asynccontextmanager
-async def one_off(pool: Running, funds: int) -> AsyncIterator[Payer]:
+async def one_off(pool: Running, seller: str, funds: int) -> AsyncIterator[Payer]:
     """A stranger whose SDK knows one transfer a request, scheme exact, and no channel."""
     account = Account.create()
     chain = await EvmChain.connect(pool.url("chain"))
@@ -144,12 +174,14 @@ async def one_off(pool: Running, funds: int) -> AsyncIterator[Payer]:
             return answer
 
     async with httpx.AsyncClient(transport=x402AsyncTransport(client, Spy()), timeout=30) as http:
-        yield Payer(pool, chain, address, http, trips)
+        yield Payer(pool, seller, chain, address, http, trips)
 
 
-def with_payer(pool: Running, work: Callable[[Payer], Awaitable[None]], funds: int = FUNDS) -> None:
+def with_payer(
+    pool: Running, seller: str, work: Callable[[Payer], Awaitable[None]], funds: int = FUNDS
+) -> None:
     async def run() -> None:
-        async with payer(pool, funds) as made:
+        async with payer(pool, seller, funds) as made:
             await work(made)
 
     asyncio.run(run())
@@ -157,16 +189,16 @@ def with_payer(pool: Running, work: Callable[[Payer], Awaitable[None]], funds: i
 
 async def settle(payer: Payer, channel_id: bytes) -> int:
     """Have the node claim; returns what the chain says was claimed from the channel."""
-    chain, owner = payer.chain, from_hex(payer.pool.pool.running["node"].facts["owner"], 20)
+    chain, owner = payer.chain, owner_of(payer)
     before = await chain.token_balance(DEV_DOLLAR_ADDRESS, owner)
-    report = await asyncio.to_thread(payer.pool.claim)
+    report = await asyncio.to_thread(claim, payer)
     after = await chain.token_balance(DEV_DOLLAR_ADDRESS, owner)
     assert report["left_out"] == []
     assert after - before == int(report["settled_base_units"]) == int(report["claimed_base_units"])
     return (await chain.channel(channel_id)).total_claimed
 
 
-def test_chat_and_tensors_are_paid_claimed_and_sum_up(pool: Running) -> None:
+def test_chat_and_tensors_are_paid_claimed_and_sum_up(pool: Running, seller: str) -> None:
     async def work(payer: Payer) -> None:
         first = await payer.chat()
         assert payer.payloads == ["nothing", "deposit"]
@@ -179,7 +211,7 @@ def test_chat_and_tensors_are_paid_claimed_and_sum_up(pool: Running) -> None:
         fourth = await payer.infer()
         assert payer.payloads == ["nothing", "voucher"]
         answers = [first, second, third, fourth]
-        receipts = [receipt_of(pool, answer) for answer in answers]
+        receipts = [receipt_of(payer, answer) for answer in answers]
         assert [receipt.seq for receipt in receipts] == [1, 2, 3, 4]
         total = sum(map(charged, answers))
         exact = sum(receipt.charge_pico_usd for receipt in receipts)
@@ -190,28 +222,28 @@ def test_chat_and_tensors_are_paid_claimed_and_sum_up(pool: Running) -> None:
         assert left == FUNDS - state.balance, "the deposit came from the payer's own account"
         assert await settle(payer, receipts[0].channel_id) == total
 
-    with_payer(pool, work)
+    with_payer(pool, seller, work)
 
 
-def test_tensor_call_may_open_the_channel(pool: Running) -> None:
+def test_tensor_call_may_open_the_channel(pool: Running, seller: str) -> None:
     async def work(payer: Payer) -> None:
         answers = [await payer.infer()]
         assert payer.payloads == ["nothing", "deposit"]
         answers.append(await payer.infer())
         assert payer.payloads == ["nothing", "voucher"]
-        receipt = receipt_of(pool, answers[0])
+        receipt = receipt_of(payer, answers[0])
         assert receipt.prompt_units == 20
         assert await settle(payer, receipt.channel_id) == sum(map(charged, answers)) == 4
 
-    with_payer(pool, work)
+    with_payer(pool, seller, work)
 
 
-def test_stream_is_charged_at_its_maximum_and_credits_the_rest(pool: Running) -> None:
+def test_stream_is_charged_at_its_maximum_and_credits_the_rest(pool: Running, seller: str) -> None:
     async def work(payer: Payer) -> None:
         first = await payer.chat(max_tokens=1)  # opens the channel
         body = {"model": CHAT, "messages": LONG_STORY, "max_tokens": 100, "stream": True}
         body["stop"] = [" the", "."]  # ends well before its maximum
-        url = f"{pool.url('node')}/v1/chat/completions"
+        url = f"{pool.url(seller)}/v1/chat/completions"
         payer.trips.clear()
         async with payer.http.stream("POST", url, json=body) as answer:
             assert answer.status_code == 200
@@ -227,21 +259,21 @@ def test_stream_is_charged_at_its_maximum_and_credits_the_rest(pool: Running) ->
         chunks = [json.loads(item) for item in data[:-1]]
         assert all(len(chunk["choices"]) == 1 for chunk in chunks)
         following = await payer.chat(max_tokens=64)
-        receipt = receipt_of(pool, following)
+        receipt = receipt_of(payer, following)
         exact = receipt.charge_pico_usd // 10**6
         assert charged(following) < exact, "the stream's credit was used"
         last = await payer.chat(max_tokens=64)
         total = charged(first) + most + charged(following) + charged(last)
         assert await settle(payer, receipt.channel_id) == total
         # The credit is used up: what was claimed is also the exact sum of all receipts.
-        assert total == receipt_of(pool, last).charged_total_pico_usd // 10**6
+        assert total == receipt_of(payer, last).charged_total_pico_usd // 10**6
 
-    with_payer(pool, work)
+    with_payer(pool, seller, work)
 
 
-def test_without_payment_the_node_says_how_to_pay(pool: Running) -> None:
+def test_without_payment_the_node_says_how_to_pay(pool: Running, seller: str) -> None:
     body = {"model": CHAT, "messages": LONG_STORY, "max_tokens": 1}
-    answer = httpx.post(f"{pool.url('node')}/v1/chat/completions", json=body)
+    answer = httpx.post(f"{pool.url(seller)}/v1/chat/completions", json=body)
     assert answer.status_code == 402
     assert answer.json()["error"]["code"] == "payment_required"
     terms = decoded(answer.headers["payment-required"])
@@ -249,10 +281,10 @@ def test_without_payment_the_node_says_how_to_pay(pool: Running) -> None:
     assert terms["accepts"][0]["network"] == f"eip155:{pool.chain_id}"
 
 
-def test_one_transfer_buys_one_answer_and_is_paid_before_it(pool: Running) -> None:
+def test_one_transfer_buys_one_answer_and_is_paid_before_it(pool: Running, seller: str) -> None:
     async def run() -> None:
-        async with one_off(pool, FUNDS) as payer:
-            owner = from_hex(pool.pool.running["node"].facts["owner"], 20)
+        async with one_off(pool, seller, FUNDS) as payer:
+            owner = owner_of(payer)
             before = await payer.chain.token_balance(DEV_DOLLAR_ADDRESS, owner)
             whole = await payer.chat()
             price = decoded(payer.trips[0][1].headers["payment-required"])["accepts"][1]
@@ -277,11 +309,11 @@ def test_one_transfer_buys_one_answer_and_is_paid_before_it(pool: Running) -> No
     asyncio.run(run())
 
 
-def test_payer_without_money_gets_no_work(pool: Running) -> None:
+def test_payer_without_money_gets_no_work(pool: Running, seller: str) -> None:
     async def work(payer: Payer) -> None:
         body = {"model": CHAT, "messages": LONG_STORY, "max_tokens": 1}
-        answer = await payer.http.post(f"{pool.url('node')}/v1/chat/completions", json=body)
+        answer = await payer.http.post(f"{pool.url(seller)}/v1/chat/completions", json=body)
         assert answer.status_code == 402
         assert answer.json()["error"]["code"] == "deposit_failed"
 
-    with_payer(pool, work, funds=0)
+    with_payer(pool, seller, work, funds=0)

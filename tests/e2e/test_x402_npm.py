@@ -1,4 +1,7 @@
-"""The unmodified `@x402/fetch` pays the node, viem reads the chain (make test-x402-npm)."""
+"""The unmodified `@x402/fetch` pays a node and a gateway, viem reads the chain.
+
+It runs by `make test-x402-npm`.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,11 @@ from typing import Any
 
 import pytest
 from eth_account import Account
-from poolkit import SPAM, Running
+from poolkit import CHAT, LONG_STORY, SPAM, Running
 
 from inferpool.chain.client import EvmChain
+from inferpool.cli.owner import ask_gateway
+from inferpool.identity.keys import Role
 from inferpool.identity.signing import verify
 from inferpool.protocol.encoding import from_hex
 from inferpool.protocol.receipt import Receipt, SignedReceipt
@@ -25,15 +30,17 @@ FUNDS = 5_000_000  # base units: five test dollars
 ROWS = 25  # 2.5 base units: fractions are carried
 
 
-def bought(pool: Running, key: str) -> list[dict[str, Any]]:
+def bought(pool: Running, seller: str, key: str) -> list[dict[str, Any]]:
     """What the npm client got for its money, step by step."""
     body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [ROWS, 1]}]}
     body["inputs"][0]["data"] = ["win a prize now"] * ROWS
-    url = f"{pool.url('node')}/v2/models/{SPAM}/infer"
+    url = f"{pool.url(seller)}/v2/models/{SPAM}/infer"
+    chat = f"{pool.url(seller)}/v1/chat/completions"
+    asked = {"model": CHAT, "messages": LONG_STORY, "max_tokens": 8}
     folder = os.environ["INFERPOOL_TEST_NPM"]
     command = [os.environ["INFERPOOL_TEST_NODE"], "--input-type=module", "-"]
     done = subprocess.run(
-        [*command, url, pool.url("chain"), key, json.dumps(body)],
+        [*command, url, pool.url("chain"), key, json.dumps(body), chat, json.dumps(asked)],
         input=SCRIPT.read_text("utf-8"),
         cwd=folder,
         capture_output=True,
@@ -45,13 +52,17 @@ def bought(pool: Running, key: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def receipt_of(pool: Running, step: dict[str, Any]) -> Receipt:
+def receipt_of(pool: Running, seller: str, step: dict[str, Any]) -> Receipt:
     signed = SignedReceipt.from_header(step["receipt"].encode())
-    verify(signed.receipt.digest(pool.chain_id), signed.signature, pool.node_address)
+    key = pool.node_address
+    if seller == "gateway":
+        key = pool.home.keys("gateway").key(Role.NODE).address
+    verify(signed.receipt.digest(pool.chain_id), signed.signature, key)
     return signed.receipt
 
 
-def test_the_npm_client_deposits_pays_and_recovers(pool: Running) -> None:
+@pytest.mark.parametrize("seller", ["node", "gateway"])
+def test_the_npm_client_deposits_pays_and_recovers(pool: Running, seller: str) -> None:
     account = Account.create()
 
     async def fund() -> EvmChain:
@@ -60,23 +71,22 @@ def test_the_npm_client_deposits_pays_and_recovers(pool: Running) -> None:
         return chain
 
     chain = asyncio.run(fund())
-    steps = bought(pool, "0x" + bytes(account.key).hex())
-    assert [(step["name"], step["status"]) for step in steps] == [
-        ("deposit", 200),
-        ("voucher", 200),
-        ("voucher again", 200),
-        ("state lost", 200),
-    ], steps
-    trips = [step["trips"] for step in steps]
-    assert trips[:3] == [2, 2, 2], "a 402, then paid"
-    assert trips[3] in (2, 3), "the corrective 402 where the chain lags behind the books"
-    receipts = [receipt_of(pool, step) for step in steps]
-    assert [receipt.seq for receipt in receipts] == [1, 2, 3, 4]
+    steps = bought(pool, seller, "0x" + bytes(account.key).hex())
+    names = ["deposit", "voucher", "voucher again", "state lost"]
+    names += ["chat", "stream", "after the stream", "and its credit"]
+    assert [(step["name"], step["status"]) for step in steps] == [(n, 200) for n in names], steps
+    trips = {step["name"]: step["trips"] for step in steps}
+    assert {trips[name] for name in names[:3]} == {2}, "a 402, then paid"
+    assert trips["state lost"] in (2, 3), "the corrective 402 where the chain lags behind the books"
+    assert steps[5]["body"].rstrip().endswith("data: [DONE]")
+    receipts = [receipt_of(pool, seller, step) for step in steps if step["name"] != "stream"]
+    assert [receipt.seq for receipt in receipts] == [1, 2, 3, 4, 5, 7, 8]
     assert len({receipt.channel_id for receipt in receipts}) == 1, "also without its state"
     total = sum(int(step["charged"]) for step in steps)
-    exact = sum(receipt.charge_pico_usd for receipt in receipts)
-    assert total == exact // 10**6 == 10
-    report = pool.claim()
+    exact = receipts[-1].charged_total_pico_usd // 10**6
+    assert sum(int(step["charged"]) for step in steps[:4]) == 10
+    assert total >= exact, "what a stream did not use of its maximum is a credit"
+    report = pool.claim() if seller == "node" else ask_gateway(pool.home, "POST", "claim")
     assert report["left_out"] == []
     state = asyncio.run(chain.channel(receipts[0].channel_id))
-    assert state.total_claimed == total
+    assert state.total_claimed == exact, "the unused credit is never claimed"

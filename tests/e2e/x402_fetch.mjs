@@ -1,4 +1,4 @@
-// The unmodified npm client pays a node. Run by test_x402_npm.py: node --input-type=module - URL RPC KEY BODY
+// The unmodified npm client pays a node or a gateway. Run by test_x402_npm.py: node --input-type=module - URL RPC KEY BODY CHAT_URL CHAT_BODY
 // Prints one line of JSON for each step: status, round trips, what PAYMENT-RESPONSE charged, the receipt.
 import { decodePaymentResponseHeader, wrapFetchWithPayment, x402Client } from '@x402/fetch';
 import { toClientEvmSigner } from '@x402/evm';
@@ -6,7 +6,7 @@ import { BatchSettlementEvmScheme } from '@x402/evm/batch-settlement/client';
 import { createPublicClient, defineChain, http } from 'viem';
 import { privateKeyToAccount } from 'viem/accounts';
 
-const [url, rpc, key, body] = process.argv.slice(-4);
+const [url, rpc, key, body, chatUrl, chatBody] = process.argv.slice(-6);
 const nativeCurrency = { name: 'Ether', symbol: 'ETH', decimals: 18 };
 const chain = defineChain({ id: 31337, name: 'dev', nativeCurrency, rpcUrls: { default: { http: [rpc] } } });
 const reader = createPublicClient({ chain, transport: http(rpc) });
@@ -22,13 +22,13 @@ function payer() {
   return wrapFetchWithPayment(counted, client);
 }
 
-async function step(name, pay) {
+async function step(name, pay, url_ = url, body_ = body) {
   trips = 0;
   const headers = { 'content-type': 'application/json' };
-  const answer = await pay(url, { method: 'POST', headers, body });
+  const answer = await pay(url_, { method: 'POST', headers, body: body_ });
   const paid = answer.headers.get('payment-response');
   const charged = paid && decodePaymentResponseHeader(paid).extra?.chargedAmount;
-  const receipt = answer.headers.get('inferpool-receipt');
+  const receipt = answer.headers.get('inferpool-gateway-receipt') ?? answer.headers.get('inferpool-receipt');
   console.log(JSON.stringify({ name, status: answer.status, trips, charged, receipt, body: await answer.text() }));
 }
 
@@ -37,3 +37,7 @@ await step('deposit', first);
 await step('voucher', first);
 await step('voucher again', first);
 await step('state lost', payer());
+await step('chat', first, chatUrl, chatBody);
+await step('stream', first, chatUrl, JSON.stringify({ ...JSON.parse(chatBody), stream: true }));
+await step('after the stream', first);
+await step('and its credit', first);

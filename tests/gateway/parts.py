@@ -370,6 +370,7 @@ async def pool(
     register: bool = True,
     start: bool = True,
     window: int = 1,
+    sells: bool = False,
     epoch_ms: int = EPOCH_MS,
 ) -> AsyncIterator[Pool]:
     clock = LoopClock(epoch_ms)
@@ -380,7 +381,7 @@ async def pool(
     made: Pool
     gateway = SimGateway(
         "gateway-0", SEED, clock, chain, Random(99), lambda url, spki: made.pipe(url, spki),
-        limit_pico_usd, window,
+        limit_pico_usd, window, sells,
     )  # fmt: skip
     made = Pool(chain, machines, gateway)
     chain.fund(key_of(SEED, "gateway-0/payer").address, 10**9)
