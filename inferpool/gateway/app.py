@@ -285,7 +285,7 @@ class GatewayApp:
         """What a walk-in paid for on its channel."""
         walk_ins = self._gateway.walk_ins
         if walk_ins is None:
-            raise BadRequest("This gateway takes no payments by x402.", code="not_found")
+            raise BadRequest("This gateway takes no payments by x402.")
         page = receipts_page(walk_ins.ledger, walk_ins.key, request.query, request.headers)
         await request.answer_json(page)
 

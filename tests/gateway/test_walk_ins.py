@@ -55,7 +55,7 @@ async def test_without_a_key_the_402_says_how_to_pay(path: str, body: Any) -> No
 async def test_a_gateway_that_does_not_sell_asks_for_a_key() -> None:
     async with pool() as made:
         assert (await made.send("POST", CHAT, chat_body(), [])).status == 401
-        assert (await made.send("GET", "/inferpool/receipts?channel=0x00", None, [])).status == 404
+        assert (await made.send("GET", "/inferpool/receipts?channel=0x00", None, [])).status == 400
 
 
 async def test_a_wrong_key_is_no_walk_in_and_a_right_one_pays_as_before() -> None:
