@@ -64,6 +64,10 @@ docs: setup-test ## refresh the generated pages and check every link
 	@$(BIN)/python docs/generate.py
 	@$(PYTEST) -q tests/docs
 
+.PHONY: test-whisper
+test-whisper: setup-test ## the tests that need the extras whisper and video
+	@sh scripts/whisper.sh
+
 .PHONY: test-nat
 test-nat: setup-test ## a node behind NAT, in network namespaces (needs root, iproute2, nftables)
 	@INFERPOOL_TEST_NAT=1 $(PYTEST) -q tests/nat

@@ -116,7 +116,7 @@ def run(
             folder = out or Path(f"recipe-{stamp}")
             folder = folder / recipe.name if len(chosen) > 1 else folder
             if isinstance(recipe, Use):
-                cases = recipe.run(pool, small, listener.progress, folder / "decisions")
+                cases = recipe.run(pool, small, listener.progress, folder)
             else:
                 cases = [
                     run_case(recipe, case, pool, engine, folder, small=small, listener=listener)

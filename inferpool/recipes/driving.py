@@ -46,6 +46,7 @@ def play(
     pool: PoolScorer | None, small: bool, progress: Progress, out: Path
 ) -> list[dict[str, Any]]:
     """The scenes by each sensor alone and by all, then the street video through the pool."""
+    out = out / "decisions"
     found = [car(small, progress, out)]
     if pool is not None and find_spec("av"):
         found.append(street.read_again(pool, small, progress, out))

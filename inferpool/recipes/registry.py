@@ -22,6 +22,7 @@ NAMES: Final = (
     "support",
     "images",
     "driving",
+    "video",
 )
 
 

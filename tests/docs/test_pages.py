@@ -79,7 +79,7 @@ def test_the_targets_that_the_readme_promises() -> None:
     assert re.findall(r"(?m)^make (\w+)", readme) == ["demo", "test"]
     agents = (ROOT / "AGENTS.md").read_text("utf-8")
     promised = {"demo", "up", "test", "check", "bench", "docs"}
-    promised |= {"test-browser", "test-ray", "test-anvil", "test-nat"}
+    promised |= {"test-browser", "test-ray", "test-anvil", "test-nat", "test-whisper"}
     assert promised <= makefile_targets()
     for target in promised:
         assert f"`make {target}`" in agents

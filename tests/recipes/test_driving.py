@@ -26,7 +26,7 @@ def test_small_run_fusion_beats_each_sensor_and_its_decisions_repeat(tmp_path: P
     alarms = {row[0]: row[-3] for row in lost["rows"]}
     assert alarms["none"] == "none"
     assert all(name in alarms[name] for name in driving.SENSORS)
-    assert len(list(tmp_path.glob("brake-*.json"))) == driving.SMALL_SCENES
+    assert len(list(tmp_path.glob("decisions/brake-*.json"))) == driving.SMALL_SCENES
     assert "inferpool[video]" in found["limits"][-1]
 
 

@@ -38,7 +38,7 @@ COST: Final = "inferpool-cost-pico-usd"
 @dataclass(frozen=True, slots=True)
 class Use:
     """A recipe of its own shape. `play(pool, small, progress)` runs it and returns its results;
-    one that `audits` is also given the folder of its records."""
+    one that `audits` is also given the folder of what it writes."""
 
     name: str
     title: str
