@@ -6,6 +6,7 @@ the gateway's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -86,8 +87,8 @@ class Answer(Protocol):
         """A node starts, or goes on."""
         ...
 
-    async def text(self, text: str, tokens: Tokens) -> None:
-        """More text, with the tokens behind it where their log-probabilities were asked for."""
+    async def texts(self, texts: Sequence[tuple[str, Tokens]]) -> None:
+        """More texts, with the tokens behind each where their log-probabilities were asked for."""
         ...
 
     def forget(self) -> None:
@@ -101,6 +102,16 @@ class Answer(Protocol):
     async def fail(self, error: InferpoolError) -> None:
         """No node can finish it."""
         ...
+
+
+_TEXT = "a text to be replaced"
+
+
+def _around(form: Form, head: dict[str, object]) -> tuple[bytes, bytes] | None:
+    """What stands before and behind the text in each chunk of a stream; None where it cannot be
+    told, since the caller's name for the model holds the same words."""
+    parts = answers.event(form.piece(head, _TEXT, None)).split(orjson.dumps(_TEXT))
+    return (parts[0], parts[1]) if len(parts) == 2 else None
 
 
 class StreamedAnswer:
@@ -123,6 +134,7 @@ class StreamedAnswer:
         self._told = 0  # characters of the tokens so far
         self._head = head(form, client_id, model, created_s)
         self._node = b""
+        self._around: tuple[bytes, bytes] | None = None
         self.started = False
 
     async def begin(self, node: bytes, engine_class: str) -> None:
@@ -147,6 +159,7 @@ class StreamedAnswer:
             ]
         )
         self.started = True
+        self._around = _around(self._form, self._head)
         first = self._form.first(self._head)
         if first is not None:
             await self._send(first)
@@ -154,10 +167,15 @@ class StreamedAnswer:
     async def _send(self, value: dict[str, object]) -> None:
         await self._request.send(answers.event(value))
 
-    async def text(self, text: str, tokens: Tokens) -> None:
-        """A chunk."""
+    async def texts(self, texts: Sequence[tuple[str, Tokens]]) -> None:
+        """A chunk for each; those that came together leave together."""
         await self._open()
-        await self._send(self._form.piece(self._head, text, self._logprobs(tokens)))
+        if self._around is None or self._tells:
+            made = [self._form.piece(self._head, t, self._logprobs(tokens)) for t, tokens in texts]
+            await self._request.send(b"".join(map(answers.event, made)))
+            return
+        before, after = self._around
+        await self._request.send(b"".join([before + orjson.dumps(t) + after for t, _ in texts]))
 
     def _logprobs(self, tokens: Tokens) -> dict[str, object] | None:
         if not self._tells:
@@ -215,10 +233,11 @@ class WholeAnswer:
         """The first node's class gives the fingerprint."""
         self._head.setdefault("system_fingerprint", answers.fingerprint(engine_class))
 
-    async def text(self, text: str, tokens: Tokens) -> None:
-        """Keep it."""
-        self._texts.append(text)
-        self._tokens += tokens
+    async def texts(self, texts: Sequence[tuple[str, Tokens]]) -> None:
+        """Keep them."""
+        for text, tokens in texts:
+            self._texts.append(text)
+            self._tokens += tokens
 
     def forget(self) -> None:
         """Another node makes it from its beginning."""

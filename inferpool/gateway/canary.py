@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ from inferpool.protocol.job import Job, Task
 from inferpool.protocol.limits import CANARIES_PER_HOUR_MAX, CANARY_EVERY_MS
 from inferpool.protocol.logprobs import Tokens
 from inferpool.protocol.oip import InferRequest
+from inferpool.protocol.preferences import NO_PREFERENCES
 
 _LOG = logging.getLogger("inferpool.canary")
 ACCOUNT: Final = "canary"
@@ -49,7 +51,7 @@ class _Silent:
     async def begin(self, node: bytes, engine_class: str) -> None:
         """See Answer."""
 
-    async def text(self, text: str, tokens: Tokens) -> None:
+    async def texts(self, texts: Sequence[tuple[str, Tokens]]) -> None:
         """See Answer."""
 
     def forget(self) -> None:
@@ -154,7 +156,9 @@ class Canaries:
             body = one_row(metadata)
         except (KeyError, TypeError, ValueError) as error:
             raise Unavailable(f"Its metadata cannot be used: {error}", code="node_failed") from None
-        errand = relay.tensors(InferRequest.parse(model, body, None), body, None)
+        errand = relay.tensors(
+            InferRequest.parse(model, body, None), body, None, {}, NO_PREFERENCES
+        )
         await relay.run(self.gateway, errand, self.caller, route)
 
     @staticmethod

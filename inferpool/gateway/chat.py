@@ -24,6 +24,7 @@ from inferpool.protocol.errors import BadRequest, InferpoolError, PaymentRequire
 from inferpool.protocol.forms import form_of
 from inferpool.protocol.lifecycle import AttemptState
 from inferpool.protocol.limits import ATTEMPTS_MAX, STREAM_HEAD_TIMEOUT_S
+from inferpool.protocol.logprobs import Tokens
 from inferpool.protocol.offer import Service
 from inferpool.protocol.preferences import NO_PREFERENCES, RoutePreferences
 from inferpool.protocol.price import exact_pico_usd
@@ -176,9 +177,9 @@ class TextRun:
             await self.answer.begin(candidate.node.address, candidate.service.engine_class)
             try:
                 async with aclosing(stream.pieces()) as pieces:
-                    async for piece in pieces:
+                    async for together in pieces:
                         self._started(flight)
-                        await self._deliver(piece)
+                        await self._deliver(together)
             except AnswerInvalid:
                 raise  # what came is not what was asked for, however much of it there is
             except TransportError:
@@ -196,16 +197,20 @@ class TextRun:
             flight.record.move(AttemptState.STREAMING)
             flight.record.first_ms = self.gateway.clock.now_ms()
 
-    async def _deliver(self, piece: Piece) -> None:
+    async def _deliver(self, together: list[Piece]) -> None:
         """Pass text on; ids count as delivered with the text that they stand behind."""
         delivered = self.delivered
-        delivered.pending += piece.ids
-        delivered.tokens += piece.tokens
-        if piece.text:
-            delivered.text = True
-            delivered.ids += delivered.pending
-            delivered.pending = []
-            await self.answer.text(piece.text, delivered.take_tokens())
+        texts: list[tuple[str, Tokens]] = []
+        for piece in together:
+            delivered.pending += piece.ids
+            delivered.tokens += piece.tokens
+            if piece.text:
+                delivered.text = True
+                delivered.ids += delivered.pending
+                delivered.pending = []
+                texts.append((piece.text, delivered.take_tokens()))
+        if texts:
+            await self.answer.texts(texts)
 
     def _whole_without_receipt(self, stream: NodeStream, most: int) -> None:
         """A node that died between its last token and its receipt: the answer is whole."""

@@ -167,11 +167,8 @@ class Gateway:
     async def infer(self, request: HttpRequest, model: str, body: bytes, caller: Caller) -> None:
         """`POST /v2/models/M/infer`: the body passes as it came."""
         length = request.headers.get(headers.INFERENCE_HEADER_LENGTH)
-        chained = request.headers.get(headers.RECEIPTS) != headers.SIGNED
         parsed = InferRequest.parse(model, body, length)
-        errand = relay.tensors(parsed, body, length, chained=chained)
-        errand = relay.hedged(errand, request.headers)
-        errand = replace(errand, preferences=_preferences(request))
+        errand = relay.tensors(parsed, body, length, request.headers, _preferences(request))
         await request.answer(200, *await relay.run(self, errand, caller))
 
     async def embed(self, request: HttpRequest, body: bytes, caller: Caller) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Final
 
 import orjson
@@ -22,7 +21,8 @@ from inferpool.protocol.logprobs import TokenLogprob
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.value import value
 from inferpool.transport.base import AnswerInvalid, AnswerTimeout, ConnectionCut, Response
-from inferpool.transport.sse import Comment, events
+from inferpool.transport.patience import Patience
+from inferpool.transport.sse import Comment, Event, SseParser
 
 _SILENCE_S: Final = SILENCE_MS / 1000
 ERROR_TEXT_MAX: Final = 2000
@@ -94,33 +94,55 @@ class NodeStream:
         """SHA-256 of the data of every event before the receipt, each with a line feed."""
         return self._hash.digest()
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Pieces of the answer, until the receipt came.
+    async def pieces(self) -> AsyncGenerator[list[Piece], None]:
+        """Pieces of the answer as they arrive, those together that came together, until the
+        receipt came.
 
         Raises ConnectionCut where the stream ends without one, AnswerTimeout on silence,
-        AnswerInvalid for what is not a chunk or too much.
+        AnswerInvalid for what is not a chunk or too much; what came before that was given.
         """
         loop = asyncio.get_running_loop()
-        watch = _Watch(loop.time())
+        watch, patience, parser = _Watch(loop.time()), Patience(loop), SseParser()
         until_s = loop.time() + FIRST_BYTE_TIMEOUT_S + SLOWEST_TOKEN_S * self._max_output
-        async with aclosing(events(self._response)) as stream:
+        chunks = aiter(self._response.chunks())
+        try:
             while self.signed is None:
-                if loop.time() > until_s:
+                now_s = loop.time()
+                if now_s > until_s:
                     raise AnswerTimeout("The node is slower than anybody would wait for.")
+                left_s = min(_SILENCE_S, watch.left_s(now_s))
                 try:
-                    async with asyncio.timeout(min(_SILENCE_S, watch.left_s(loop.time()))):
-                        item = await anext(stream)
+                    chunk = await patience.wait(anext(chunks), left_s)
                 except TimeoutError:
                     raise AnswerTimeout(watch.why(loop.time())) from None
                 except StopAsyncIteration:
                     raise ConnectionCut("The node's stream ended without a receipt.") from None
-                if isinstance(item, Comment):
-                    watch.beat(item.text, self.output_units, loop.time())
-                    continue
-                watch.moved(loop.time())
+                found, error = self._take(parser.feed(chunk), watch, loop.time())
+                if found:
+                    yield found
+                if error is not None:
+                    raise error
+        finally:
+            patience.close()
+
+    def _take(
+        self, items: list[Event | Comment], watch: _Watch, now_s: float
+    ) -> tuple[list[Piece], InferpoolError | None]:
+        """The pieces in what came, and what is wrong behind them."""
+        found: list[Piece] = []
+        for item in items:
+            if isinstance(item, Comment):
+                watch.beat(item.text, self.output_units, now_s)
+                continue
+            watch.moved(now_s)
+            try:
                 piece = self._read(item.data)
-                if piece is not None:
-                    yield piece
+            except InferpoolError as error:
+                return found, error
+            if piece is None:
+                break
+            found.append(piece)
+        return found, None
 
     def _read(self, data: bytes) -> Piece | None:
         if data == _DONE:

@@ -164,6 +164,11 @@ class Market:
         for ranking in self._rankings.values():
             ranking.drop(address)
 
+    @property
+    def ranked(self) -> bool:
+        """Whether any ranking depends on its nodes."""
+        return bool(self._rankings)
+
     def touch(self, address: bytes) -> None:
         """A node's speed or failures changed."""
         if address in self.entries and self._rankings:
@@ -238,8 +243,11 @@ class OfferIndex:
 
     def touch(self, address: bytes) -> None:
         """A node's speed or failures changed."""
+        markets = self._markets
         for key in self._listed.get(address, ()):
-            self._markets[key].touch(address)
+            market = markets[key]
+            if market.ranked:
+                market.touch(address)
 
     def market(self, model: str, task: Task) -> Market | None:
         """The services under a model's name or manifest id (0x hex) that do a task."""

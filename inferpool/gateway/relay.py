@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from inferpool.gateway.gateway import Gateway
 from inferpool.protocol.value import value
 from inferpool.transport.base import AnswerTimeout, Response
+from inferpool.transport.patience import within
 
 _LOG = logging.getLogger("inferpool.gateway")
 _JSON: Final = (b"content-type", b"application/json")
@@ -70,11 +71,23 @@ class Errand:
 
 
 def tensors(
-    parsed: InferRequest, body: bytes, length: bytes | None, *, chained: bool = True
+    parsed: InferRequest,
+    body: bytes,
+    length: bytes | None,
+    sent: Mapping[bytes, bytes],
+    preferences: RoutePreferences,
 ) -> Errand:
-    """`POST /v2/models/M/infer`. `length`: of the JSON part, where tensors follow it."""
-    extra = [_JSON] if length is None else [(headers.INFERENCE_HEADER_LENGTH, length)]
-    return Errand(parsed.job, "/v2/models/{}/infer".format, lambda _: body, extra, chained=chained)
+    """`POST /v2/models/M/infer`. `length`: of the JSON part, where tensors follow it; `sent`: the
+    caller's headers. Raises BadRequest."""
+    return Errand(
+        parsed.job,
+        "/v2/models/{}/infer".format,
+        lambda _: body,
+        [_JSON] if length is None else [(headers.INFERENCE_HEADER_LENGTH, length)],
+        preferences=preferences,
+        chained=sent.get(headers.RECEIPTS) != headers.SIGNED,
+        hedge=_hedge(sent),
+    )
 
 
 def embeddings(parsed: EmbeddingsRequest) -> Errand:
@@ -113,10 +126,14 @@ def images(parsed: ImagesRequest) -> Errand:
 
 def hedged(errand: Errand, sent: Mapping[bytes, bytes]) -> Errand:
     """The errand, with the caller's leave to ask a second node if it gave it. Raises BadRequest."""
+    return replace(errand, hedge=_hedge(sent))
+
+
+def _hedge(sent: Mapping[bytes, bytes]) -> bool:
     value = sent.get(headers.HEDGE, b"0")
     if value not in (b"0", b"1"):
         raise BadRequest("The header Inferpool-Hedge is 1 or 0.", param="inferpool-hedge")
-    return replace(errand, hedge=value == b"1")
+    return value == b"1"
 
 
 async def run(
@@ -202,8 +219,7 @@ async def _fetch(gateway: Gateway, candidate: Candidate, errand: Errand, hold: H
             chained=errand.chained,
         )
         try:
-            async with asyncio.timeout(errand.timeout_s):
-                answer = await response.read(ANSWER_MAX)
+            answer = await within(response.read(ANSWER_MAX), errand.timeout_s)
         except TimeoutError:
             raise AnswerTimeout("The node's answer does not end.") from None
         value, charge = _settle(flights, flight, response, answer, errand)

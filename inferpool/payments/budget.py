@@ -85,11 +85,18 @@ class Purse:
     @property
     def limited(self) -> bool:
         """Whether any limit is set."""
-        return self.tightest is not None
+        rules = self.rules
+        return not (
+            self.limit_pico_usd is None
+            and rules.month_pico_usd is None
+            and rules.day_pico_usd is None
+        )
 
     @property
     def tightest(self) -> tuple[int, str] | None:
         """What may still be held, and of which limit; None without one."""
+        if not self.limited:
+            return None
         spent, rules = self._now(), self.rules
         found = [
             (limit - used, when)
@@ -100,8 +107,6 @@ class Purse:
             )
             if limit is not None
         ]
-        if not found:
-            return None
         free, when = min(found)
         return free - self.held_pico_usd - self.held_elsewhere_pico_usd, when
 

@@ -54,7 +54,10 @@ class Answer:
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of that lower-case name."""
-        return next((value for key, value in self.headers if key == name), None)
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
 
     def chunks(self) -> Answer:
         """The body as it arrives. Raises ConnectionCut, AnswerInvalid where it was not whole."""

@@ -10,11 +10,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
 import pytest
 
+from inferpool.gateway.answers import _TEXT, _around
 from inferpool.protocol import answers
 from inferpool.protocol.embeddings import EmbeddingsRequest
 from inferpool.protocol.errors import BadRequest, RateLimited, Unavailable
+from inferpool.protocol.forms import CHAT as CHAT_FORM
+from inferpool.protocol.forms import COMPLETION, Form, head
 from inferpool.transport.asgi import error_headers
 from tests.gateway.parts import CHAT, KEY_HEADER, Fake, pool
 
@@ -147,3 +151,16 @@ async def test_every_answer_has_an_id_and_a_failed_one_can_be_explained() -> Non
         for found in ids:
             trace = await made.send("GET", f"/inferpool/routes/{found}", pairs=[KEY_HEADER])
             assert trace.status == 200
+
+
+@pytest.mark.parametrize("form", [CHAT_FORM, COMPLETION])
+@pytest.mark.parametrize("model", ["a-model", _TEXT])
+def test_a_chunk_is_the_same_bytes_by_either_way(form: Form, model: str) -> None:
+    """Text is put between what all chunks have in common; a model of an odd name is not hurt."""
+    made = {**head(form, "req_1", model, 7), "system_fingerprint": "fp_0123456789"}
+    around = _around(form, made)
+    assert (around is None) is (model == _TEXT)
+    for text in ("plain", 'quoted " and \\', "line\nend", "é ☃ \U0001f600", ""):
+        if around is not None:
+            expected = answers.event(form.piece(made, text, None))
+            assert around[0] + orjson.dumps(text) + around[1] == expected
