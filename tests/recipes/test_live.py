@@ -99,7 +99,7 @@ class Here(Hanging):
 
 
 def test_a_late_decision_is_taken_here_and_counted(engine: EngineScorer, tmp_path: Path) -> None:
-    case = replace(registry.load("crm").cases[0], deadline_s=3.0)
+    case = replace(registry.load("crm").cases[0], deadline_s=2.0)
     sample, pool = heldout(case.model), Hanging(engine, 2)
     engine.infer(case.model, X, sample[X][:1])  # loaded
     desk = Desk(registry.load("crm"), case, pool, Here(engine, pool, 3), tmp_path)

@@ -1,7 +1,8 @@
 """One JSON file for each decision, enough to make the decision again years later.
 
 It holds the case itself: keep it where the case may be kept. `replay` computes the model's answer
-once more from the file and compares: bit for bit in the same engine class, closely in another.
+once more from the file and compares. It is equal bit for bit where the node computed the row alone
+in the same engine class, and closely where it was in a batch with others or the class is another.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from inferpool.recipes.kit.data import Array, Sample
 from inferpool.recipes.kit.scorer import Answer, Scorer, difference, request_hash
 
 VERSION: Final = 1
-OTHER_CLASS: Final = 2e-6  # relative, between two builds of one engine (design D6)
+CLOSE: Final = 2e-6  # relative, between two builds or batches of one engine (design D6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,7 @@ def replay(decision: dict[str, Any], scorer: Scorer) -> Replay:
     told = scorer.told(decision["model"], given.name, [row], [now])[0]
     bitwise = _bytes(then) == _bytes(now)
     gap = difference(now, then)
-    same_class = told.engine_class == decision["class"]
-    same = bitwise if same_class else gap <= OTHER_CLASS
+    same = gap <= CLOSE
     signed, about_this = proven(decision, given.name, row)
     return Replay(same, bitwise, gap, decision["class"], told.engine_class, signed, about_this)
 

@@ -66,7 +66,10 @@ class Desk:
         served: list[Served] = []
         times_ms = []
         rows = np.concatenate([item.row for item in taken])
-        with stream_of(self.case, self.scorer, self.engine, self.case.deadline_s) as stream:
+        deadline_s = self.case.deadline_s
+        # One at a time: a node may compute what comes together in one batch, and then not every
+        # answer is bit for bit that of the row alone.
+        with stream_of(self.case, self.scorer, self.engine, deadline_s, 1) as stream:
             for found in stream.serve(rows):
                 served.append(found)
                 times_ms.append(time.time_ns() // 1_000_000)

@@ -20,6 +20,7 @@ from inferpool.recipes.kit.pool import own_pool
 from inferpool.recipes.kit.scorer import Scorer, difference
 
 WORKERS: Final = 4
+_LATE: Final = 8  # answers that are waited for beside those, to be thrown away
 _REHEARSED: Final = 90  # requests; the gateway's book shows its last 100 attempts
 _PATIENCE_S: Final = 20.0
 
@@ -45,15 +46,15 @@ class Served:
 
 
 class Stream:
-    """Asks from `workers` threads and hands the answers on in the cases' order.
+    """Asks for `workers` cases at a time and hands the answers on in the cases' order.
 
-    `ask` runs in those threads, `local` in the caller's.
+    `ask` runs in threads, of which some wait for late answers; `local` runs in the caller's.
     """
 
     def __init__(self, ask: Ask, local: Ask, deadline_s: float, workers: int = WORKERS) -> None:
         self._ask, self._local, self._deadline_s = ask, local, deadline_s
         self._workers = workers
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="stream")
+        self._threads = ThreadPoolExecutor(workers + _LATE, thread_name_prefix="stream")
 
     def __enter__(self) -> Self:
         return self
