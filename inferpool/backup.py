@@ -21,7 +21,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final, NoReturn
 
 import orjson
-from Crypto.Cipher import AES
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from inferpool.home import Home
 from inferpool.identity.keys import KeyRing, Role
@@ -50,10 +51,8 @@ def make(home: Home, password: str) -> tuple[bytes, list[str]]:
     packed = _pack(files)
     salt, nonce = secrets.token_bytes(_SALT), secrets.token_bytes(_NONCE)
     head = MAGIC + salt + nonce
-    cipher = AES.new(_key(password, salt), AES.MODE_GCM, nonce=nonce)
-    cipher.update(head)
-    sealed, tag = cipher.encrypt_and_digest(packed)
-    return head + sealed + tag, sorted(files.keys() - {HASHES})
+    sealed = AESGCM(_key(password, salt)).encrypt(nonce, packed, head)
+    return head + sealed, sorted(files.keys() - {HASHES})
 
 
 def write(path: Path, data: bytes) -> None:
@@ -77,11 +76,9 @@ def read(data: bytes, password: str) -> dict[str, bytes]:
     if len(data) > SIZE_MAX + _HEAD + _TAG:
         _refuse(f"a backup has at most {SIZE_MAX} bytes")
     salt, nonce = data[len(MAGIC) : len(MAGIC) + _SALT], data[len(MAGIC) + _SALT : _HEAD]
-    cipher = AES.new(_key(password, salt), AES.MODE_GCM, nonce=nonce)
-    cipher.update(data[:_HEAD])
     try:
-        packed = cipher.decrypt_and_verify(data[_HEAD:-_TAG], data[-_TAG:])
-    except ValueError:
+        packed = AESGCM(_key(password, salt)).decrypt(nonce, data[_HEAD:], data[:_HEAD])
+    except InvalidTag:
         _refuse("the password is wrong, or the file is damaged")
     files = _unpack(packed)
     hashes = orjson.loads(files.pop(HASHES, b"{}"))

@@ -1,7 +1,4 @@
-"""Contract calls, results and events in the ABI's encoding, from the committed artifacts.
-
-Addresses are 20 bytes on our side; the encoder's own hex strings do not leave this module.
-"""
+"""Contract calls, results and events in the ABI's encoding, from the committed artifacts."""
 
 from __future__ import annotations
 
@@ -12,11 +9,19 @@ from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any, Final
 
-from eth_abi.abi import decode as abi_decode
-from eth_abi.abi import encode as abi_encode
-from eth_abi.exceptions import DecodingError
-
+from inferpool.chain.abi_coding import decode, encode
 from inferpool.protocol.eip712 import keccak256
+
+__all__ = [
+    "Contract",
+    "Event",
+    "Function",
+    "artifacts",
+    "contract",
+    "decode",
+    "encode",
+    "revert_reason",
+]
 
 Json = dict[str, Any]
 
@@ -48,23 +53,6 @@ _SETTLEMENT_ERRORS: Final = (
     "ZeroRefund",
 )
 _ERROR_NAMES: Final = {keccak256(f"{name}()".encode())[:4]: name for name in _SETTLEMENT_ERRORS}
-
-
-def encode(types: Sequence[str], values: Sequence[object]) -> bytes:
-    """abi.encode of values. Raises eth_abi's EncodingError for a value that does not fit."""
-    return abi_encode(types, values)
-
-
-def decode(types: Sequence[str], data: bytes) -> tuple[Any, ...]:
-    """abi.decode; addresses become 20 bytes. Raises ValueError."""
-    try:
-        values = abi_decode(types, data)
-    except DecodingError as error:
-        raise ValueError(f"not ABI-encoded {','.join(types)}: {error}") from None
-    return tuple(
-        bytes.fromhex(value[2:]) if kind == "address" else value
-        for kind, value in zip(types, values, strict=True)
-    )
 
 
 def revert_reason(data: bytes) -> str:

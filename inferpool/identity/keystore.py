@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, Literal, NoReturn
 
 import orjson
-from Crypto.Cipher import AES
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from inferpool.identity.signing import Key
 from inferpool.protocol.eip712 import keccak256
@@ -197,8 +197,7 @@ def _derive(path: Path, kdf: object, params: dict[str, object], password: str) -
 
 
 def _aes_ctr(key: bytes, iv: bytes, data: bytes) -> bytes:
-    cipher = AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=iv)
-    return bytes(cipher.encrypt(data))
+    return Cipher(algorithms.AES(key), modes.CTR(iv)).encryptor().update(data)
 
 
 def _write_new(path: Path, text: bytes) -> None:
