@@ -60,12 +60,18 @@ def channels(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 @app.command("withdraw")
-def withdraw(channel: ChannelId, as_json: AsJson = False) -> None:
+def withdraw(
+    channel: ChannelId,
+    ask: Annotated[
+        bool, typer.Option("--ask", help="Ask the node to pay it back at once, without the delay.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Start a payer's way out: all that is not claimed comes back after the channel's delay.
 
     Example:  inferpool channels withdraw 0x5f1c90
     """
-    _move("withdraw", channel, as_json)
+    _move("withdraw", channel, as_json, ask=ask)
 
 
 @app.command("finalize")
@@ -186,13 +192,17 @@ def _tell(role: str, report: dict[str, Any], config: Config) -> None:
         OUT.print(f"left out, the chain refuses it: {name}", markup=False)
 
 
-def _move(action: str, channel: str, as_json: bool) -> None:
+def _move(action: str, channel: str, as_json: bool, *, ask: bool = False) -> None:
     config, home = settings()
     found = _find(channel, "payer", _listed(config, home))
     if home.running("gateway"):
-        moved = ask_gateway(home, "POST", action, {"channel": found}, timeout_s=_MOVE_S)
+        body = {"channel": found, "ask": ask}
+        moved = ask_gateway(home, "POST", action, body, timeout_s=_MOVE_S)
         _show(moved["channels"], config, as_json)
         return
+
+    if ask:
+        raise Refused("Only a running gateway can ask its nodes; start it, or leave --ask out.")
 
     async def offline() -> Found:
         from inferpool.daemon.books import payer_book

@@ -88,6 +88,7 @@ async def serve_gateway(config: Config, home: Home) -> None:
         await gateway.start()
         anyone = await _account(ledger, "", ANYONE, clock) if settings.open else None
         capital = capital_of(config, chain, treasury, gas, clock)
+        capital.nodes = gateway.directory.nodes.get
         jobs = await _jobs(config, home, gateway, capital, payee)
 
         async def close() -> None:
@@ -217,6 +218,7 @@ async def _walk_ins(
         secrets.token_bytes,
         caller.account_id,
         caller.account,
+        payee.channels,
     )
 
 

@@ -182,7 +182,7 @@ async def _run(
         "owner": to_hex(node.offers.current().offer.owner),
         "models": [item.manifest.name for item in node.services.hosted],
     }
-    app = NodeApp(node, claim, token, provider.controls)
+    app = NodeApp(node, claim, token, provider.controls, payee.channels)
     await provider.start()
     async with grpc_door(app, config.node.host, config.node.grpc_port, door.tls) as grpc_port:
         if grpc_port is not None:

@@ -16,6 +16,7 @@
 | /inferpool/control/... | see `control`; the operator's, on this machine |
 | GET, POST /inferpool/admin/... | keys, teams, usage; under the control token (`admin`) |
 | GET /inferpool/receipts?channel=&after= | of a caller who pays by x402, to itself |
+| GET /inferpool/refund | its unused money back at once, by x402's refund payload |
 | POST /inferpool/quote | what a job would cost, and where it would go |
 | GET /inferpool/routes/ID | why a request went where it went; under its key or the control token |
 """
@@ -37,6 +38,7 @@ from inferpool.gateway.pushes import PushedOffers
 from inferpool.gateway.quote import quote
 from inferpool.gateway.replay import Replays
 from inferpool.gateway.status import explained, model_object, status
+from inferpool.gateway.walk_ins import WalkIns
 from inferpool.metrics import CONTENT_TYPE
 from inferpool.payments.access import Access
 from inferpool.payments.gate import PaymentNeeded
@@ -97,6 +99,7 @@ class GatewayApp:
             ("GET", "/inferpool/status"): self._status,
             ("POST", "/inferpool/quote"): self._quote,
             ("GET", "/inferpool/receipts"): self._receipts,
+            ("GET", "/inferpool/refund"): self._refund,
             ("POST", "/inferpool/offers"): PushedOffers(gateway.directory, gateway.clock).serve,
         }
 
@@ -281,11 +284,18 @@ class GatewayApp:
             raise Unauthorized("From another machine this needs the gateway's control token.")
         await request.answer(200, self._gateway.metrics.text(), [CONTENT_TYPE])
 
+    def _sales(self) -> WalkIns:
+        if self._gateway.walk_ins is None:
+            raise BadRequest("This gateway takes no payments by x402.")
+        return self._gateway.walk_ins
+
+    async def _refund(self, request: HttpRequest) -> None:
+        """A walk-in's unused money."""
+        await self._sales().channels.requested(request)
+
     async def _receipts(self, request: HttpRequest) -> None:
         """What a walk-in paid for on its channel."""
-        walk_ins = self._gateway.walk_ins
-        if walk_ins is None:
-            raise BadRequest("This gateway takes no payments by x402.")
+        walk_ins = self._sales()
         page = receipts_page(walk_ins.ledger, walk_ins.key, request.query, request.headers)
         await request.answer_json(page)
 

@@ -10,16 +10,23 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from inferpool.chain.base import Chain, ChannelState
 from inferpool.clock import Clock
+from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.treasury import Treasury
 from inferpool.payments.payer import PayerChannel
 from inferpool.protocol.encoding import to_checksum, to_hex
-from inferpool.protocol.errors import BadRequest, InferpoolError, Refused
+from inferpool.protocol.errors import BadRequest, InferpoolError, Refused, Unavailable
+from inferpool.protocol.headers import PAYMENT_SIGNATURE
 from inferpool.protocol.limits import CHANNEL_READS_AT_ONCE, RELEASE_EVERY_S
+from inferpool.transport.base import TransportError
 
 _LOG = logging.getLogger("inferpool.capital")
+_REFUND: Final = "/inferpool/refund"
+_REFUND_S: Final = 120.0  # two transactions of the node, and the blocks on top
+_ANSWER_MAX: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,7 @@ class Capital:
     idle_s: int  # 0: nothing comes back by itself
     fuel: Callable[[], Awaitable[None]]
     started_ms: int = field(init=False)
+    nodes: Callable[[bytes], KnownNode | None] = lambda node: None  # those that can be asked
     _moving: bytes = b""  # the channel whose way back is being sent
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -112,6 +120,32 @@ class Capital:
                 return await self._withdraw(await self._of(channel_id))
             finally:
                 self._moving = b""
+
+    async def ask_back(self, channel_id: bytes) -> Lying:
+        """Have the payee pay back at once all that is free, by x402's refund payload: no delay,
+        and no gas of ours. Raises Refused where it does not; then `withdraw` is the way."""
+        async with self._lock:
+            lying = await self._of(channel_id)
+            channel, node = lying.channel, self.nodes(lying.node)
+            if node is None:
+                raise Refused("its node is not here to be asked", code="chain_reverted")
+            if channel.held or channel.unresolved:
+                raise Refused("requests are in flight on this channel", code="chain_reverted")
+            header = channel.refund_request(self.treasury.authorizer, node.offer.terms)
+            pipe, ask = node.transport, [(PAYMENT_SIGNATURE, header)]
+            try:
+                response = await pipe.request("GET", _REFUND, ask, timeout_s=_REFUND_S)
+                try:
+                    await response.read(_ANSWER_MAX)
+                finally:
+                    await response.close()
+            except TransportError as error:
+                raise Unavailable(error.message, code="node_failed") from None
+            found = await self._of(channel_id)
+            if response.status != 200 or found.state.balance >= lying.state.balance:
+                raise Refused(f"its node answered {response.status}", code="chain_reverted")
+            await self.treasury.ledger.save_channel(lying.node, channel)
+            return found
 
     async def _withdraw(self, lying: Lying) -> Lying:
         channel_id = lying.channel.channel_id

@@ -5,7 +5,7 @@
 | GET /inferpool/control/channels | | every channel, its state on chain, and what lies unused |
 | POST /inferpool/control/claim | | claim and settle what walk-ins paid, where they may |
 | POST /inferpool/control/refund | channel, base_units | give a walk-in's unused money back |
-| POST /inferpool/control/withdraw | channel | start its way back |
+| POST /inferpool/control/withdraw | channel, ask | start its way back, or ask its node for it |
 | POST /inferpool/control/finalize | channel | end it, once the delay is over |
 | POST /inferpool/control/release | idle_s | both, for all that were not used for so long |
 """
@@ -52,7 +52,9 @@ class CapitalControls:
             await request.answer_json({"channels": both})
             return
         if action == ("POST", "withdraw"):
-            found = [await self._capital.withdraw(_channel(body))]
+            ask = _object(body).get("ask") is True
+            move = self._capital.ask_back if ask else self._capital.withdraw
+            found = [await move(_channel(body))]
         elif action == ("POST", "finalize"):
             found = [await self._capital.finalize(_channel(body))]
         elif action == ("POST", "release"):

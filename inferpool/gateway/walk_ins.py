@@ -24,6 +24,7 @@ from inferpool.payments.fees import fee_up
 from inferpool.payments.gate import PaymentGate, identify
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
+from inferpool.payments.standing import Channels
 from inferpool.protocol import headers
 from inferpool.protocol.encoding import from_base64, sha256
 from inferpool.protocol.errors import BadRequest, PaymentRequired
@@ -49,6 +50,7 @@ class WalkIns:
     random: Callable[[int], bytes]
     account_id: bytes
     account: Account
+    channels: Channels
     waiting: dict[str, WalkIn] = field(default_factory=dict)  # requests whose bill comes late
     running: set[bytes] = field(default_factory=set)  # request ids
 
@@ -116,7 +118,8 @@ class WalkIn:
         header = self.request.headers.get(headers.PAYMENT_SIGNATURE)
         if header is None:
             raise self.of.gate.unpaid(asked)
-        amount = x402.parse_payment(header).accepted_amount
+        payment = x402.parse_payment(header)
+        amount = 0 if isinstance(payment, x402.RefundRequest) else payment.accepted_amount
         if amount < least:
             raise PaymentRequired(
                 f"The payment is for {amount} base units; this request costs at most {asked}.",

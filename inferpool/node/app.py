@@ -11,6 +11,7 @@
 | GET /.well-known/inferpool/offer | the signed offer |
 | GET /inferpool/lease | leases, a line each ten seconds |
 | GET /inferpool/receipts?channel=&after= | receipts that a payer lost |
+| GET /inferpool/refund | a payer's unused money back at once, by x402's refund payload |
 | GET /inferpool/evidence/ID | under the payer's signature |
 | POST /inferpool/control/claim | claim and settle now; under the control token |
 | GET /inferpool/control/status, POST drain, resume, prices, models | `node.control`, the same |
@@ -31,6 +32,7 @@ from inferpool.node.control import CONTROL, Controls
 from inferpool.node.node import Node
 from inferpool.node.tensors import model_metadata
 from inferpool.payments.gate import PaymentNeeded
+from inferpool.payments.standing import Channels
 from inferpool.protocol import headers, limits
 from inferpool.protocol.encoding import from_hex
 from inferpool.protocol.errors import BadRequest, InferpoolError, Unauthorized
@@ -55,7 +57,12 @@ class NodeApp:
     """ASGI application. `claim` claims and settles; `control_token` guards what the owner does."""
 
     def __init__(
-        self, node: Node, claim: Claim, control_token: str, controls: Controls | None = None
+        self,
+        node: Node,
+        claim: Claim,
+        control_token: str,
+        controls: Controls | None = None,
+        channels: Channels | None = None,
     ) -> None:
         self._node, self._claim, self._controls = node, claim, controls
         self._token = control_token.encode()
@@ -77,6 +84,8 @@ class NodeApp:
             ("GET", "/inferpool/lease"): self._lease,
             ("POST", "/inferpool/control/claim"): self._claim_now,
         }
+        if channels is not None:
+            self._plain["GET", "/inferpool/refund"] = channels.requested
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request. The hot paths are asked for first."""

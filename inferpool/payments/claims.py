@@ -170,7 +170,7 @@ class Claimer:
         ours = [self._ledger.channels[item] for item in found if item in self._ledger.channels]
         for channel in ours:
             await self._gate.refresh(channel)
-        if ours:
+        if any(channel.closing for channel in ours):  # one that has ended is no reason any more
             await self.claim()
         else:
             await self.settle_left()

@@ -66,6 +66,11 @@ class PaymentGate:
         if isinstance(payment, x402.ExactPayment):
             self.payers.check(payment.transfer.holder)
             return await self.one_offs.admit(payment, request_id, maximum, now_ms)
+        if isinstance(payment, x402.RefundRequest):
+            raise PaymentRequired(
+                "A refund buys no answer; ask for it at GET /inferpool/refund.",
+                code="payment_invalid",
+            )
         self._check_terms(payment, maximum)
         self.payers.check(payment.config.payer)
         channel_id = payment.config.channel_id(self.terms.chain_id)
@@ -90,11 +95,13 @@ class PaymentGate:
             raise Disagreement(error, channel) from None
         return channel
 
-    def needed(self, error: PaymentRequired, maximum: int, url: str) -> PaymentNeeded:
+    def needed(
+        self, error: PaymentRequired, maximum: int, url: str, *, once: bool = True
+    ) -> PaymentNeeded:
         """The 402 that says why, and how to go on: for a request of at most `maximum` base units
-        at a path."""
+        at a path, from a channel, or by `once` too."""
         view = error.channel.view(corrective=True) if isinstance(error, Disagreement) else None
-        exact = self.one_offs.amount(maximum)
+        exact = self.one_offs.amount(maximum) if once else 0
         return PaymentNeeded(
             error, x402.payment_required(self.terms, maximum, url, error, view, exact)
         )
@@ -127,10 +134,37 @@ class PaymentGate:
             return x402.exact_response(self.terms, payer, channel.transaction, channel.balance)
         return x402.payment_response(self.terms, payer, channel.view(), reported)
 
+    async def refundable(self, request: x402.RefundRequest) -> PayeeChannel:
+        """The channel of a refund that its payer asks for. Raises PaymentRequired."""
+        self._check_config(request.config, request.accepted_network)
+        channel_id = request.config.channel_id(self.terms.chain_id)
+        if request.voucher.channel_id != channel_id:
+            raise PaymentRequired(
+                "The voucher names another channel than its configuration.", code="payment_terms"
+            )
+        channel = await self.channel(request.config, channel_id)
+        channel.check_signature(request.voucher)
+        if request.voucher.max_claimable != channel.reported:
+            error = PaymentRequired(
+                f"A refund's voucher is for what was charged, {channel.reported} base units.",
+                code="voucher_amount",
+            )
+            raise Disagreement(error, channel)
+        return channel
+
     def _check_terms(self, payment: x402.Payment, maximum: int) -> None:
-        config, terms = payment.config, self.terms
+        self._check_config(payment.config, payment.accepted_network)
+        if payment.accepted_amount != maximum:
+            raise PaymentRequired(
+                "The payment's terms differ: amount must be this request's maximum,"
+                f" {maximum} base units.",
+                code="payment_terms",
+            )
+
+    def _check_config(self, config: ChannelConfig, network: str) -> None:
+        terms = self.terms
         wrong = None
-        if payment.accepted_network != terms.network:
+        if network != terms.network:
             wrong = f"network must be {terms.network}"
         elif config.receiver != terms.payee:
             wrong = "receiver is not this node's payee"
@@ -143,8 +177,6 @@ class PaymentGate:
         elif not any(config.payer_authorizer):
             # A zero authoriser lets a wallet contract judge signatures, and change its mind.
             wrong = "payerAuthorizer must be a key, not zero"
-        elif payment.accepted_amount != maximum:
-            wrong = f"amount must be this request's maximum, {maximum} base units"
         if wrong:
             raise PaymentRequired(f"The payment's terms differ: {wrong}.", code="payment_terms")
 

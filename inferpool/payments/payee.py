@@ -94,7 +94,7 @@ class PayeeChannel:
                 code="voucher_amount",
             )
         if (amount, voucher.signature) != (self.best, self.best_signature):
-            self._check_signature(voucher)
+            self.check_signature(voucher)
         if lost:
             self.seq, self.total_pico_usd, self.reported = booked[0], total, reported
         if amount > self.best:
@@ -102,7 +102,8 @@ class PayeeChannel:
         self.held[request_id] = maximum
         self.held_total += maximum
 
-    def _check_signature(self, voucher: Voucher) -> None:
+    def check_signature(self, voucher: Voucher) -> None:
+        """Raise PaymentRequired unless the channel's authoriser signed a voucher."""
         try:
             verify(voucher.digest(self.chain_id), voucher.signature, self.config.payer_authorizer)
         except Refused as error:

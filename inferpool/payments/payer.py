@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from inferpool.identity.signing import Key, recover
 from inferpool.payments.chains import UNPROVED_MAX, Unproved
 from inferpool.payments.window import STRANGER, Window
-from inferpool.payments.x402 import ChannelView
+from inferpool.payments.x402 import ChannelView, refund_signature
 from inferpool.protocol.errors import InferpoolError, Refused
+from inferpool.protocol.offer import Terms
 from inferpool.protocol.receipt import Receipt
 from inferpool.protocol.units import base_units_down, pico_usd_per_base_unit
 from inferpool.protocol.voucher import ChannelConfig, Voucher, voucher_digest
@@ -110,6 +111,12 @@ class PayerChannel:
         signature = key.sign(voucher_digest(self.channel_id, amount, self.chain_id))
         self.voucher = Voucher(self.channel_id, amount, signature)
         return self.voucher
+
+    def refund_request(self, key: Key, terms: Terms) -> bytes:
+        """PAYMENT-SIGNATURE that asks the payee for all that is free."""
+        charged = self.charged
+        signature = key.sign(voucher_digest(self.channel_id, charged, self.chain_id))
+        return refund_signature(self.config, Voucher(self.channel_id, charged, signature), terms)
 
     @property
     def booked(self) -> tuple[int, int]:

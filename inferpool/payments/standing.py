@@ -12,14 +12,17 @@ from typing import Any
 
 import orjson
 
-from inferpool.chain.base import Chain, ChannelState
+from inferpool.chain.base import Chain, ChannelState, TransactionReceipt
+from inferpool.payments import x402
 from inferpool.payments.claims import Claimer
 from inferpool.payments.gate import PaymentGate
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.protocol.encoding import from_hex, to_checksum, to_hex
-from inferpool.protocol.errors import BadRequest, Refused
+from inferpool.protocol.errors import BadRequest, PaymentRequired, RateLimited, Refused
+from inferpool.protocol.headers import PAYMENT_RESPONSE, PAYMENT_SIGNATURE
 from inferpool.protocol.limits import CHANNEL_READS_AT_ONCE
+from inferpool.transport.asgi import HttpRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,54 @@ class Channels:
         channel = self._ledger.channels.get(channel_id)
         if channel is None:
             raise BadRequest("No channel of this node has that id.", code="not_found")
+        await self._refund(channel, amount)
+        state, now_s = await self._chain.channel(channel_id), await self._chain.now_s()
+        return Standing(channel, state, now_s)
+
+    async def requested(self, request: HttpRequest) -> None:
+        """`GET /inferpool/refund`: the payer itself asks, by x402's refund payload, for all that
+        is free or for a part that is worth a transaction. Raises PaymentNeeded, RateLimited."""
+        await request.body(0)
+        try:
+            header = request.headers.get(PAYMENT_SIGNATURE)
+            asked = x402.parse_payment(header) if header is not None else None
+            if not isinstance(asked, x402.RefundRequest):
+                raise PaymentRequired(
+                    "Send the header PAYMENT-SIGNATURE of type refund, with a voucher for what was"
+                    " charged: what is left in the channel is paid back at once."
+                )
+            channel = await self._gate.refundable(asked)
+            mined, amount = await self._give(channel, asked.amount)
+        except PaymentRequired as error:
+            raise self._gate.needed(error, 1, request.path, once=False) from None
+        response = x402.refund_response(
+            self._gate.terms, channel.config.payer, channel.view(), mined.transaction_hash, amount
+        )
+        told = {"channel": to_hex(channel.channel_id), "refunded_base_units": amount}
+        await request.answer_json(told, headers=[(PAYMENT_RESPONSE, response)])
+
+    async def _give(
+        self, channel: PayeeChannel, amount: int | None
+    ) -> tuple[TransactionReceipt, int]:
+        """What its payer asked for. Raises PaymentRequired where that is nothing, or too little."""
+        free = Standing(channel, await self._chain.channel(channel.channel_id), 0).free
+        if not free:
+            raise PaymentRequired("Nothing is free on this channel.", code="refund_empty")
+        if amount is not None and not min(free, self._gate.terms.min_deposit) <= amount <= free:
+            raise PaymentRequired(
+                f"{free} base units are free; ask for all of it, or for as much as a deposit at"
+                f" least, {self._gate.terms.min_deposit}.",
+                code="refund_amount",
+            )
+        try:
+            return await self._refund(channel, amount)
+        except Refused as error:
+            raise RateLimited(error.message, retry_after_s=5) from None
+
+    async def _refund(
+        self, channel: PayeeChannel, amount: int | None
+    ) -> tuple[TransactionReceipt, int]:
+        channel_id = channel.channel_id
         channel.closing = True  # no new work while money moves
         try:
             if channel.held:
@@ -104,11 +155,10 @@ class Channels:
                 raise Refused("what was earned could not be claimed; the node's log says why")
             if standing.free < (amount or 1):
                 raise Refused(f"{standing.free} base units are free on this channel")
-            await self._chain.refund(channel.config, amount or standing.free)
+            mined = await self._chain.refund(channel.config, amount or standing.free)
+            return mined, amount or standing.free
         finally:
             await self._gate.refresh(channel)
-        state, now_s = await self._chain.channel(channel_id), await self._chain.now_s()
-        return Standing(channel, state, now_s)
 
     async def listed(self, body: bytes) -> dict[str, Any]:
         """`GET /inferpool/control/channels`."""

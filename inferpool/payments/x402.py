@@ -37,6 +37,8 @@ REASONS: Final[dict[str, str]] = {
     "channel_closing": _PREFIX + "channel_busy",
     "deposit_failed": _PREFIX + "deposit_transaction_failed",
     "transfer_failed": "transaction_failed",
+    "refund_amount": _PREFIX + "refund_amount_invalid",
+    "refund_empty": _PREFIX + "refund_no_balance",
     "payment_used": "invalid_exact_evm_nonce_already_used",
 }
 
@@ -62,6 +64,17 @@ class ExactPayment:
     accepted_amount: int
     accepted_network: str
     accepted_asset: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RefundRequest:
+    """A parsed PAYMENT-SIGNATURE of type `refund`: its payer wants unused money back at once. The
+    voucher is for what was charged and no more; `amount` None: all that is free."""
+
+    config: ChannelConfig
+    voucher: Voucher
+    accepted_network: str
+    amount: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +163,35 @@ def payment_signature(config: ChannelConfig, voucher: Voucher, terms: Terms, amo
             "payload": {
                 "type": "voucher",
                 "channelConfig": _config_json(config),
-                "voucher": {
-                    "channelId": to_hex(voucher.channel_id),
-                    "maxClaimableAmount": str(voucher.max_claimable),
-                    "signature": to_hex(voucher.signature),
-                },
+                "voucher": _voucher_json(voucher),
             },
             "accepted": _requirements_json(terms, amount),
         }
     )
+
+
+def refund_signature(
+    config: ChannelConfig, voucher: Voucher, terms: Terms, amount: int | None = None
+) -> bytes:
+    """PAYMENT-SIGNATURE that asks a payee for unused money: `amount` base units, or all of it. The
+    voucher is for what was charged."""
+    payload: dict[str, object] = {
+        "type": "refund",
+        "channelConfig": config.to_wire(),
+        "voucher": _voucher_json(voucher),
+    }
+    if amount is not None:
+        payload["amount"] = str(amount)
+    accepted = _requirements_json(terms, 1)
+    return _encode({"x402Version": X402_VERSION, "payload": payload, "accepted": accepted})
+
+
+def _voucher_json(voucher: Voucher) -> dict[str, object]:
+    return {
+        "channelId": to_hex(voucher.channel_id),
+        "maxClaimableAmount": str(voucher.max_claimable),
+        "signature": to_hex(voucher.signature),
+    }
 
 
 @lru_cache(maxsize=4096)
@@ -185,6 +218,22 @@ def payment_response(terms: Terms, payer: bytes, view: ChannelView, charged: int
     )
 
 
+def refund_response(
+    terms: Terms, payer: bytes, view: ChannelView, transaction: bytes, amount: int
+) -> bytes:
+    """PAYMENT-RESPONSE of a refund: the transaction that paid it, and its base units."""
+    return _encode(
+        {
+            "success": True,
+            "payer": to_checksum(payer),
+            "transaction": to_hex(transaction),
+            "network": terms.network,
+            "amount": str(amount),
+            "extra": {"channelState": _channel_state(view)},
+        }
+    )
+
+
 def exact_response(terms: Terms, payer: bytes, transaction: bytes, amount: int) -> bytes:
     """PAYMENT-RESPONSE of scheme `exact`: the transaction that paid, and its base units."""
     return _encode(
@@ -199,7 +248,7 @@ def exact_response(terms: Terms, payer: bytes, transaction: bytes, amount: int) 
 
 
 @lru_cache(maxsize=256)  # of 16 KiB at most each; a window sends the same bytes again
-def parse_payment(value: bytes) -> Payment | ExactPayment:
+def parse_payment(value: bytes) -> Payment | ExactPayment | RefundRequest:
     """Parse PAYMENT-SIGNATURE. Raises PaymentRequired(payment_invalid) that says what is wrong."""
     try:
         body = _decode(value)
@@ -209,19 +258,17 @@ def parse_payment(value: bytes) -> Payment | ExactPayment:
         if accepted.get("scheme") == EXACT:
             return _exact(payload, accepted)
         kind = payload.get("type")
-        if kind not in ("voucher", "deposit"):
-            raise ValueError("payload.type must be voucher or deposit")
-        voucher = _object(payload, "voucher")
+        if kind not in ("voucher", "deposit", "refund"):
+            raise ValueError("payload.type must be voucher, deposit or refund")
+        voucher = _voucher(payload)
+        if kind == "refund":
+            return _refund(payload, voucher, accepted)
         amount, authorization = _deposit(payload) if kind == "deposit" else (0, None)
         network = accepted.get("network")
         return Payment(
             kind="deposit" if kind == "deposit" else "voucher",
             config=_config(payload.get("channelConfig")),
-            voucher=Voucher(
-                from_hex(voucher.get("channelId"), 32),
-                _amount(voucher, "maxClaimableAmount", 2**128),
-                from_hex(voucher.get("signature"), 65),
-            ),
+            voucher=voucher,
             accepted_amount=_amount(accepted, "amount", 2**128),
             accepted_network=network if isinstance(network, str) else "",
             deposit_amount=amount,
@@ -276,6 +323,27 @@ def _deposit(payload: dict[str, object]) -> tuple[int, DepositAuthorization]:
         valid_before_s=_amount(inner, "validBefore", 2**64),
         salt=int.from_bytes(from_hex(inner.get("salt"), 32), "big"),
         signature=from_hex(inner.get("signature"), 65),
+    )
+
+
+def _voucher(payload: dict[str, object]) -> Voucher:
+    wire = _object(payload, "voucher")
+    return Voucher(
+        from_hex(wire.get("channelId"), 32),
+        _amount(wire, "maxClaimableAmount", 2**128),
+        from_hex(wire.get("signature"), 65),
+    )
+
+
+def _refund(
+    payload: dict[str, object], voucher: Voucher, accepted: dict[str, object]
+) -> RefundRequest:
+    network = accepted.get("network")
+    return RefundRequest(
+        config=_config(payload.get("channelConfig")),
+        voucher=voucher,
+        accepted_network=network if isinstance(network, str) else "",
+        amount=_amount(payload, "amount", 2**128) if "amount" in payload else None,
     )
 
 

@@ -57,6 +57,8 @@ CODES: Final[dict[str, tuple[int, str, str]]] = {
     "deposit_failed": (402, "payment_error", "The deposit did not go through on the chain."),
     "transfer_failed": (402, "payment_error", "The one-off payment did not go through."),
     "payment_used": (402, "payment_error", "A one-off payment that bought an answer before."),
+    "refund_amount": (402, "payment_error", "A refund of more than is free, or of too little."),
+    "refund_empty": (402, "payment_error", "Nothing is free on the channel."),
     "budget_exceeded": (402, "insufficient_quota", "The key's budget does not cover the maximum."),
     "capital_exceeded": (
         402,

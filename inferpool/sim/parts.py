@@ -31,6 +31,7 @@ from inferpool.payments.gate import PaymentGate
 from inferpool.payments.journal import MemoryJournal
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.payments.payer_ledger import PayerLedger
+from inferpool.payments.standing import Channels
 from inferpool.protocol.offer import Endpoint, Terms
 from inferpool.transport.base import ConnectFailed, Headers, Response, Transport
 from inferpool.transport.memory import MemoryTransport
@@ -154,7 +155,8 @@ class SimNode:
         gate = PaymentGate(terms, chain, ledger, one_off_least=200)
         self.node = Node(key, services, offers, gate, ledger, self.clock, self.random.randbytes)
         self.claimer = Claimer(terms, chain, ledger, gate, self.clock)
-        self.app = NodeApp(self.node, self._claim, "control")
+        channels = Channels(chain, ledger, gate, self.claimer)
+        self.app = NodeApp(self.node, self._claim, "control", channels=channels)
         self.machine.up = True
 
     async def _claim(self) -> dict[str, object]:
@@ -234,7 +236,8 @@ class SimGateway:
         chain = self.chain.with_sender(key, key)
         gate = PaymentGate(terms, chain, book, one_off_least=200)
         self.claimer = Claimer(terms, chain, book, gate, self.clock)
-        return WalkIns(key, gate, book, self.clock, self.random.randbytes, *found)
+        channels = Channels(chain, book, gate, self.claimer)
+        return WalkIns(key, gate, book, self.clock, self.random.randbytes, *found, channels)
 
     async def crash(self) -> None:
         """kill -9: what was not on disk is gone."""

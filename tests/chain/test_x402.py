@@ -177,7 +177,14 @@ def paid_by_us(
 ) -> PaymentPayload:
     """Our header for one request on the SDK server's terms, as the SDK reads it."""
     voucher = channel.authorise(request_id, PRICE, authorizer)
-    ours = Terms(
+    ours = terms_of(channel, terms)
+    header = payment_signature(channel.config, voucher, ours, PRICE)
+    found: PaymentPayload = decode_payment_signature_header(header.decode())
+    return found
+
+
+def terms_of(channel: PayerChannel, terms: PaymentRequirements) -> Terms:
+    return Terms(
         chain_id=DEV_CHAIN_ID,
         asset=channel.config.token,
         asset_name=terms.extra["name"],
@@ -188,9 +195,6 @@ def paid_by_us(
         min_deposit=int(terms.extra["minDeposit"]),
         withdraw_delay_s=channel.config.withdraw_delay_s,
     )
-    header = payment_signature(channel.config, voucher, ours, PRICE)
-    found: PaymentPayload = decode_payment_signature_header(header.decode())
-    return found
 
 
 def test_our_payer_pays_the_sdks_server(chain_url, run, roles) -> None:
@@ -241,6 +245,16 @@ def test_our_payer_pays_the_sdks_server(chain_url, run, roles) -> None:
         await made.channels.claim()
         await made.channels.settle()
         assert (await chain.channel(channel_id)).total_claimed == 3 * PRICE
+        ours = channel.refund_request(roles.authorizer, terms_of(channel, terms))
+        asked = decode_payment_signature_header(ours.decode())
+        asked.accepted = terms  # as it was announced, to the last field
+        verified = await made.server.verify_payment(asked, terms)
+        assert verified.is_valid, verified
+        settled = await made.server.settle_payment(asked, terms)
+        assert settled.success, settled
+        assert await chain.token_balance(DEV_DOLLAR_ADDRESS, roles.payer.address) == (
+            DEPOSIT - 3 * PRICE
+        ), "what was not used came back at once"
         after = await chain.token_balance(DEV_DOLLAR_ADDRESS, receiver)
         assert after == before + 3 * PRICE
 

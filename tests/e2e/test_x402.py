@@ -61,6 +61,7 @@ class Payer:
     address: bytes
     http: httpx.AsyncClient
     trips: list[tuple[httpx.Request, httpx.Response]] = field(default_factory=list)
+    scheme: Any = None
 
     async def post(self, path: str, **options: Any) -> httpx.Response:
         self.trips.clear()
@@ -130,6 +131,11 @@ def claim(payer: Payer) -> Any:
     return ask_gateway(payer.pool.home, "POST", "claim", timeout_s=60)
 
 
+def refund(payer: Payer, scheme: BatchSettlementEvmScheme) -> Any:
+    """The SDK asks for all that it has not used."""
+    return scheme.refund(f"{payer.pool.url(payer.seller)}/inferpool/refund")
+
+
 @asynccontextmanager
 async def payer(pool: Running, seller: str, funds: int) -> AsyncIterator[Payer]:
     account = Account.create()
@@ -152,7 +158,7 @@ async def payer(pool: Running, seller: str, funds: int) -> AsyncIterator[Payer]:
             return answer
 
     async with httpx.AsyncClient(transport=x402AsyncTransport(client, Spy()), timeout=30) as http:
-        yield Payer(pool, seller, chain, address, http, trips)
+        yield Payer(pool, seller, chain, address, http, trips, scheme)
 
 
 @asynccontextmanager
@@ -307,6 +313,20 @@ def test_one_transfer_buys_one_answer_and_is_paid_before_it(pool: Running, selle
             assert again.json()["code"] == "payment_used"
 
     asyncio.run(run())
+
+
+def test_unused_money_comes_back_when_the_sdk_asks(pool: Running, seller: str) -> None:
+    async def work(payer: Payer) -> None:
+        answers = [await payer.infer(), await payer.chat()]
+        spent = sum(map(charged, answers))
+        told = await asyncio.to_thread(refund, payer, payer.scheme)
+        assert told.success
+        left = await payer.chain.token_balance(DEV_DOLLAR_ADDRESS, payer.address)
+        assert left == FUNDS - spent
+        state = await payer.chain.channel(receipt_of(payer, answers[0]).channel_id)
+        assert state.balance == state.total_claimed == spent
+
+    with_payer(pool, seller, work)
 
 
 def test_payer_without_money_gets_no_work(pool: Running, seller: str) -> None:

@@ -184,3 +184,28 @@ async def test_a_refund_of_the_node_is_noticed_and_the_channel_goes_on() -> None
         await made.infer()  # it meets a 402 that says so
         assert (await made.infer()).status == 200
         assert made.booked() == made.earned()
+
+
+async def test_a_node_that_is_asked_pays_back_at_once_what_is_not_used() -> None:
+    async with pool() as made:
+        gateway = made.gateway.gateway
+        assert (await made.chat()).status == 200
+        payer = gateway.treasury.payer
+
+        async def no_gas() -> None:
+            raise AssertionError("asking takes no gas of ours")
+
+        capital = Capital(gateway.treasury, gateway.treasury.chain, gateway.clock, 0, no_gas)
+        (lying,) = await capital.look()
+        with pytest.raises(Refused):  # nobody to ask
+            await capital.ask_back(lying.channel.channel_id)
+        capital.nodes = gateway.directory.nodes.get
+        token = lying.channel.config.token
+        before = await made.chain.token_balance(token, payer.address)
+        moved = await capital.ask_back(lying.channel.channel_id)
+        assert moved.free == 0
+        after = await made.chain.token_balance(token, payer.address)
+        assert after - before == lying.state.balance - lying.channel.charged
+        assert moved.channel.balance == moved.channel.charged
+        assert (await made.chat()).status == 200, "a top-up, and on it goes"
+        assert made.booked() == made.earned()

@@ -269,7 +269,7 @@ BAD: list[tuple[str, Any]] = [
     ("x402Version", 1),
     ("x402Version", None),
     ("payload", []),
-    ("payload.type", "refund"),
+    ("payload.type", "claim"),
     ("payload.voucher", None),
     ("payload.voucher.channelId", "0x12"),
     ("payload.voucher.channelId", 7),

@@ -1,0 +1,79 @@
+"""A payer asks for its unused money by x402's refund payload, and has it at once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from inferpool.payments import x402
+from inferpool.protocol import headers
+from inferpool.protocol.voucher import Voucher, voucher_digest
+from tests.node.parts import Answer, Payer, World, world
+
+REFUND = "/inferpool/refund"
+
+
+async def ask(payer: Payer, charged: int | None = None, key: Any = None, **more: Any) -> Answer:
+    channel = payer.channel
+    amount = channel.charged if charged is None else charged
+    digest = voucher_digest(channel.channel_id, amount, channel.chain_id)
+    voucher = Voucher(channel.channel_id, amount, (key or payer.key).sign(digest))
+    header = x402.refund_signature(channel.config, voucher, payer.offer.terms, **more)
+    return await payer.world.send("GET", REFUND, [(headers.PAYMENT_SIGNATURE, header)])
+
+
+async def held(made: World, payer: Payer) -> int:
+    return await made.chain.token_balance(payer.channel.config.token, payer.key.address)
+
+
+async def test_all_that_is_free_comes_back_and_what_was_earned_is_claimed() -> None:
+    async with world() as made:
+        payer = await made.payer()
+        await payer.chat()
+        charged = payer.channel.charged
+        answer = await ask(payer)
+        assert answer.status == 200
+        assert answer.json["refunded_base_units"] == 100_000 - charged
+        assert await held(made, payer) == 100_000 - charged
+        state = await made.chain.channel(payer.channel.channel_id)
+        assert state.balance == state.total_claimed == charged
+        assert (await ask(payer)).code == "refund_empty"
+
+
+async def test_a_part_comes_back_and_the_channel_goes_on() -> None:
+    async with world() as made:
+        payer = await made.payer()
+        await payer.chat()
+        assert (await ask(payer, amount=999)).code == "refund_amount", "not worth a transaction"
+        assert (await ask(payer, amount=100_000)).code == "refund_amount"
+        assert (await ask(payer, amount=5_000)).status == 200
+        assert await held(made, payer) == 5_000
+        payer.channel.balance -= 5_000
+        assert (await payer.chat()).status == 200
+
+
+async def test_only_its_payer_may_ask_and_only_by_what_was_charged() -> None:
+    async with world() as made:
+        payer, stranger = await made.payer(), await made.payer()
+        await payer.chat()
+        assert (await ask(payer, key=stranger.key)).code == "voucher_signature"
+        wrong = await ask(payer, charged=payer.channel.charged + 1)
+        assert wrong.code == "voucher_amount"
+        assert wrong.view is not None
+        assert wrong.view.charged == payer.channel.charged, "from which it can sign again"
+        assert (await made.send("GET", REFUND)).status == 402
+        body = payer.paid_once(payer.transfer(200))
+        assert (await made.send("GET", REFUND, body)).code == "payment_required"
+        assert await held(made, payer) == await held(made, stranger) == 0
+
+
+async def test_nothing_moves_while_a_request_is_in_flight() -> None:
+    async with world() as made:
+        payer = await made.payer()
+        request_id = payer.next_id()
+        stream = await payer.open_chat(request_id, max_tokens=200)
+        await asyncio.sleep(1)
+        assert (await ask(payer, charged=0)).status == 429
+        await stream.close()
+        await asyncio.sleep(5)
+        assert await held(made, payer) == 0
