@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal, Protocol
 
+from inferpool.protocol.calls import CallDelta
 from inferpool.protocol.logprobs import TokenLogprob
+from inferpool.protocol.shape import Shape
 from inferpool.protocol.transcription import Transcript
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]  # the last is the node's: engines tell text
 
 # In place of a log-probability that the engine did not tell: above any real one, and finite, so
 # that evidence can carry it. An audit skips such tokens, and accepts them only within characters.
@@ -49,6 +51,7 @@ class TextCall:
     sampling: Sampling
     stop: tuple[str, ...] = ()
     resume: tuple[int, ...] = ()  # token ids already produced: go on after them, repeat none
+    shape: Shape | None = None  # what the answer must look like; calls come as text, in their tags
     top_logprobs: int | None = None  # tell `tokens`, each with so many alternatives
 
 
@@ -67,6 +70,7 @@ class TextChunk:
     finish_reason: FinishReason | None = None
     prompt_units: int | None = None
     output_units: int = 0
+    calls: tuple[CallDelta, ...] = ()  # that the node read out of the text
     tokens: tuple[TokenLogprob, ...] = ()  # of the ids, where the call asks for them
 
 

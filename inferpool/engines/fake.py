@@ -1,7 +1,8 @@
 """Engines that invent their answers, always the same: for tests, simulation and first contact.
 
 A token id is a pure function of (prompt text, seed, position), and its text is ` w<id>`, so that
-text and ids determine each other and any lost, repeated or altered token is seen.
+text and ids determine each other and any lost, repeated or altered token is seen. Answers that are
+held to a form are made of characters, whose ids come after those of the words.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from inferpool.engines.base import (
     TextCall,
     TextChunk,
 )
+from inferpool.engines.invention import invent
 from inferpool.engines.png import grey_png
 from inferpool.engines.slots import Slots
 from inferpool.engines.stop_text import StopText
@@ -52,8 +54,8 @@ def token_id(prompt: str, seed: int, position: int) -> int:
 
 
 def token_text(token: int) -> str:
-    """The text of an id."""
-    return f" w{token}"
+    """The text of an id: a word's, or after those a character's."""
+    return f" w{token}" if token < VOCABULARY else chr(token - VOCABULARY)
 
 
 class FakeTextEngine:
@@ -80,7 +82,9 @@ class FakeTextEngine:
         self.fail_after: int | None = None
         self.hang_after: int | None = None
         self.up = False
-        self.parameters = frozenset({parameters.LOGPROBS})
+        self.parameters = frozenset(
+            {parameters.LOGPROBS, parameters.RESPONSE_FORMAT, parameters.TOOLS}
+        )
         self._slots = Slots(slots)
 
     @property
@@ -112,14 +116,16 @@ class FakeTextEngine:
             progress.count = progress.prompt_units = units
             answer = StopText(call.stop)
             position = len(call.resume)
+            script = _script(call, prompt)
             for produced in range(1, call.max_output + 1):
                 await self._pace(produced - 1)
-                token = token_id(prompt, call.sampling.seed, position)
+                token = _next(script, prompt, call.sampling.seed, position)
                 position += 1
                 progress.phase, progress.count = Phase.TOKENS, produced
                 text, stopped = answer.take(token_text(token))
                 finish: FinishReason | None = "stop" if stopped else None
-                if not stopped and position == self.answer_tokens:
+                ended = position == (len(script) if script else self.answer_tokens)
+                if not stopped and ended:
                     finish, text = "stop", text + answer.rest()
                 elif not stopped and produced == call.max_output:
                     finish, text = "length", text + answer.rest()
@@ -219,6 +225,18 @@ class FakeTensorEngine(_Ready):
         numbers = struct.unpack(f"<{rows * _ROW}f", tensor.data)
         sums = [sum(numbers[at : at + _ROW]) for at in range(0, len(numbers), _ROW)]
         return [Tensor("sum", "FP32", (rows, 1), struct.pack(f"<{rows}f", *sums))]
+
+
+def _script(call: TextCall, prompt: str) -> list[int]:
+    """The ids of an answer that is held to a form; none where the answer is words."""
+    if call.shape is None:
+        return []
+    text = invent(call.shape, call.sampling.seed, prompt) or ""
+    return [VOCABULARY + ord(char) for char in text]
+
+
+def _next(script: list[int], prompt: str, seed: int, position: int) -> int:
+    return script[position] if script else token_id(prompt, seed, position)
 
 
 def _told(token: int, alternatives: int) -> TokenLogprob:

@@ -62,7 +62,9 @@ class LlamaCppEngine:
         self.path, self.alias = Path(path), alias
         self.slots, self.context, self.threads = slots, context, threads
         self.engine_class = f"llamacpp@{_version()}/{quant.lower()}/cpu-{cpu_isa()}"
-        self.parameters = frozenset({parameters.LOGPROBS})
+        self.parameters = frozenset(
+            {parameters.LOGPROBS, parameters.RESPONSE_FORMAT, parameters.TOOLS}
+        )
         self._slots = Slots(slots)
         self._child: Child | None = None
         self._transport: HttpTransport | None = None

@@ -23,9 +23,12 @@ from inferpool.engines.base import (
     TextCall,
     TextChunk,
 )
+from inferpool.engines.grammar import CALL_PATTERN, gbnf
 from inferpool.engines.stop_text import StopText
 from inferpool.protocol.errors import BadRequest, Unavailable
 from inferpool.protocol.logprobs import UNLIKELY, TokenLogprob
+from inferpool.protocol.shape import Shape
+from inferpool.protocol.tools import CALL_CLOSE, CALL_OPEN, Tools
 from inferpool.transport.base import Response
 from inferpool.transport.sse import Comment, events
 
@@ -33,6 +36,7 @@ Tokenize = Callable[[str], Awaitable[list[int]]]
 
 # llama.cpp reads this seed as "draw one yourself"; no call may be unrepeatable.
 _RANDOM_SEED: Final = 2**32 - 1
+_PATTERN: Final = 2  # a kind of trigger: a regular expression
 MAX_ERROR_BYTES: Final = 64 * 1024
 # Unknown names are dropped silently by the server, so this list is part of the contract.
 SAMPLERS: Final = ["penalties", "top_k", "top_p", "min_p", "temperature"]
@@ -79,8 +83,25 @@ def completion_body(call: TextCall, prompt: str | list[int]) -> bytes:
             "return_tokens": True,
             "n_probs": call.top_logprobs or 1,  # 0 gives none, more is only larger
             "post_sampling_probs": False,  # the model's own probabilities, as an audit computes
+            **_held_to(call.shape),
         }
     )
+
+
+def _held_to(shape: Shape | None) -> dict[str, object]:
+    """A grammar for the answer; where it may be text too, the grammar begins with the first call.
+
+    The grammar is ours, and never the server's from a schema: what it cannot express is known.
+    """
+    if shape is None:
+        return {}
+    held: dict[str, object] = {"grammar": gbnf(shape)}
+    if isinstance(shape, Tools):
+        held["preserved_tokens"] = [CALL_OPEN, CALL_CLOSE]  # models that have them as one token
+        if not shape.forced:
+            trigger = {"type": _PATTERN, "value": CALL_PATTERN}
+            held |= {"grammar_lazy": True, "grammar_triggers": [trigger]}
+    return held
 
 
 def template_messages(messages: tuple[dict[str, object], ...]) -> list[dict[str, str]]:

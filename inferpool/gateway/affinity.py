@@ -32,7 +32,9 @@ def texts(parsed: ChatRequest | CompletionRequest) -> list[str]:
     """All of a prompt's text, in the order in which an engine reads it."""
     if isinstance(parsed, CompletionRequest):
         return [parsed.prompt]
-    return [str(message.get(key)) for message in parsed.messages for key in ("role", "content")]
+    return [
+        str(message.get(key)) for message in parsed.plain_messages for key in ("role", "content")
+    ]
 
 
 def blocks(texts: Iterable[str]) -> Blocks:

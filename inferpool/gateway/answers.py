@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import orjson
 
 from inferpool.protocol import answers, headers
+from inferpool.protocol.calls import CallDelta, delta_objects, whole_objects
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import InferpoolError
 from inferpool.protocol.forms import Form, head
@@ -37,7 +38,10 @@ class Delivered:
     pending: list[int] = field(default_factory=list)
     tokens: list[TokenLogprob] = field(default_factory=list)  # of `pending`, where asked for
     counted: int = 0  # output units by the receipt, of a node that tells no ids
-    text: bool = False
+    text: bool = False  # or calls
+    calls: bool = False
+    held_text: str = ""  # that came from this leg, and the client has not
+    held_calls: list[CallDelta] = field(default_factory=list)
     finish: str | None = None
     billed_pico_usd: int = 0
     fee_pico_usd: int = 0  # the gateway's own, on top
@@ -46,10 +50,15 @@ class Delivered:
     node: bytes = b""
     signed: SignedReceipt | None = None
 
+    def begin(self, node: bytes) -> None:
+        """A leg begins: what the one before left behind is forgotten."""
+        self.node, self.pending, self.tokens = node, [], []
+        self.held_text, self.held_calls = "", []
+
     def forget(self) -> None:
         """Begin again: the client has nothing of it. What was billed stays billed."""
         self.ids, self.pending, self.tokens, self.counted = [], [], [], 0
-        self.text, self.finish = False, None
+        self.text, self.calls, self.finish = False, False, None
 
     def take_tokens(self) -> list[TokenLogprob]:
         """The tokens that go out now."""
@@ -78,6 +87,11 @@ class Delivered:
         }
 
 
+def call_prefix(client_id: str) -> str:
+    """How the ids of an answer's calls begin: they are the gateway's, whoever made the call."""
+    return f"call_{client_id.removeprefix('req_')}_"
+
+
 class Answer(Protocol):
     """The two forms of an answer."""
 
@@ -89,6 +103,10 @@ class Answer(Protocol):
 
     async def texts(self, texts: Sequence[tuple[str, Tokens]]) -> None:
         """More texts, with the tokens behind each where their log-probabilities were asked for."""
+        ...
+
+    async def calls(self, calls: Sequence[CallDelta], tokens: Tokens) -> None:
+        """Calls of functions, with the tokens behind them."""
         ...
 
     def forget(self) -> None:
@@ -177,6 +195,12 @@ class StreamedAnswer:
         before, after = self._around
         await self._request.send(b"".join([before + orjson.dumps(t) + after for t, _ in texts]))
 
+    async def calls(self, calls: Sequence[CallDelta], tokens: Tokens) -> None:
+        """A chunk with all of them."""
+        await self._open()
+        made = delta_objects(calls, call_prefix(self._client_id))
+        await self._send(self._form.piece(self._head, "", self._logprobs(tokens), made))
+
     def _logprobs(self, tokens: Tokens) -> dict[str, object] | None:
         if not self._tells:
             return None
@@ -227,6 +251,7 @@ class WholeAnswer:
         self._head = head(form, client_id, model, created_s)
         self._texts: list[str] = []
         self._tells, self._tokens = tells, list[TokenLogprob]()
+        self._calls: list[CallDelta] = []
         self.started = False
 
     async def begin(self, node: bytes, engine_class: str) -> None:
@@ -239,10 +264,16 @@ class WholeAnswer:
             self._texts.append(text)
             self._tokens += tokens
 
+    async def calls(self, calls: Sequence[CallDelta], tokens: Tokens) -> None:
+        """Keep them."""
+        self._calls += calls
+        self._tokens += tokens
+
     def forget(self) -> None:
         """Another node makes it from its beginning."""
         self._texts.clear()
         self._tokens.clear()
+        self._calls.clear()
         self._head.pop("system_fingerprint", None)
 
     async def end(self, delivered: Delivered) -> None:
@@ -251,7 +282,8 @@ class WholeAnswer:
         text = "".join(self._texts)
         self._tokens += delivered.take_tokens()
         told = self._form.logprobs(self._tokens, 0) if self._tells else None
-        body = self._form.whole(self._head, text, delivered.finish, delivered.usage, told)
+        made = whole_objects(self._calls, call_prefix(self._client_id))
+        body = self._form.whole(self._head, text, delivered.finish, delivered.usage, told, made)
         body["inferpool"] = delivered.proof()
         extra = [
             JSON,

@@ -24,6 +24,7 @@ from inferpool.gateway.directory import NODES_MAX
 from inferpool.gateway.gateway import Gateway
 from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.router import Candidate, Route
+from inferpool.protocol.calls import CallDelta
 from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.errors import InferpoolError, Unavailable
 from inferpool.protocol.job import Job, Task
@@ -49,6 +50,9 @@ class _Silent:
     started = False
 
     async def begin(self, node: bytes, engine_class: str) -> None:
+        """See Answer."""
+
+    async def calls(self, calls: Sequence[CallDelta], tokens: Tokens) -> None:
         """See Answer."""
 
     async def texts(self, texts: Sequence[tuple[str, Tokens]]) -> None:

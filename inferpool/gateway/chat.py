@@ -23,7 +23,7 @@ from inferpool.protocol.completion import CompletionRequest
 from inferpool.protocol.errors import BadRequest, InferpoolError, PaymentRequired, Unavailable
 from inferpool.protocol.forms import form_of
 from inferpool.protocol.lifecycle import AttemptState
-from inferpool.protocol.limits import ATTEMPTS_MAX, STREAM_HEAD_TIMEOUT_S
+from inferpool.protocol.limits import ATTEMPTS_MAX, HELD_UNITS_MAX, STREAM_HEAD_TIMEOUT_S
 from inferpool.protocol.logprobs import Tokens
 from inferpool.protocol.offer import Service
 from inferpool.protocol.preferences import NO_PREFERENCES, RoutePreferences
@@ -93,6 +93,8 @@ class TextRun:
                 await self.answer.end(self.delivered)
                 return
         if not self.answer.started:
+            if self.delivered.billed_pico_usd:  # for what the client never got
+                await self.gateway.forgive(self.hold.caller, [self.hold.client_id])
             raise _as_ours(last)
         await self.answer.fail(last)
 
@@ -120,13 +122,15 @@ class TextRun:
         """The next node: one that was not tried; the same again only where its pipe broke.
 
         Once text was delivered, only nodes that can go on after it: same manifest, able to resume.
-        A stop text may be half held back inside the dead node, so that nobody can go on. As long
-        as the client has nothing of it, the answer is made again from its beginning instead.
+        A stop text may be half held back inside the dead node, and JSON or a call is held to a form
+        from its beginning, so that nobody can go on. As long as the client has nothing of it, the
+        answer is made again from its beginning instead.
         """
         if self.delivered.text:
             manifest = self.hold.manifest
             able = [c for c in candidates if c.service.resume and c.service.manifest == manifest]
-            found = None if self.parsed.stop else await self._pick(able, tried, last)
+            whole = self.parsed.in_one_piece or self.delivered.calls
+            found = None if whole else await self._pick(able, tried, last)
             if found is not None or self.answer.started:
                 return found
             self.delivered.forget()
@@ -162,7 +166,7 @@ class TextRun:
         delivered.legs += 1
         if self.prompt and not candidate.warm_units:
             candidate.node.memory.missed(self.gateway.clock.now_ms())
-        delivered.node, delivered.pending, delivered.tokens = candidate.node.address, [], []
+        delivered.begin(candidate.node.address)
         async with flights.open(
             candidate, sent.job, self.hold.client_id, account, self.seed
         ) as flight:
@@ -173,17 +177,17 @@ class TextRun:
             )
             assert sent.max_output is not None, "it is explicit"
             tells = sent.top_logprobs is not None
-            stream = NodeStream(response, sent.max_output, form, tells=tells)
+            stream = NodeStream(response, sent.max_output, form, tells=tells, tools=sent.tools)
             await self.answer.begin(candidate.node.address, candidate.service.engine_class)
             try:
                 async with aclosing(stream.pieces()) as pieces:
                     async for together in pieces:
                         self._started(flight)
-                        await self._deliver(together)
+                        await self._deliver(together, candidate.service)
             except AnswerInvalid:
                 raise  # what came is not what was asked for, however much of it there is
             except TransportError:
-                self._whole_without_receipt(stream, len(sent.resume) + sent.max_output)
+                await self._whole_without_receipt(stream, len(sent.resume) + sent.max_output)
                 raise
             assert stream.signed is not None, "a stream ends with its receipt"
             await self._settle(flight, stream, stream.signed, sent)
@@ -197,8 +201,11 @@ class TextRun:
             flight.record.move(AttemptState.STREAMING)
             flight.record.first_ms = self.gateway.clock.now_ms()
 
-    async def _deliver(self, together: list[Piece]) -> None:
+    async def _deliver(self, together: list[Piece], service: Service) -> None:
         """Pass text on; ids count as delivered with the text that they stand behind."""
+        if self.parsed.shaped or self.preferences.hold:
+            await self._hold(together, service)
+            return
         delivered = self.delivered
         texts: list[tuple[str, Tokens]] = []
         for piece in together:
@@ -212,8 +219,47 @@ class TextRun:
         if texts:
             await self.answer.texts(texts)
 
-    def _whole_without_receipt(self, stream: NodeStream, most: int) -> None:
+    async def _hold(self, together: list[Piece], service: Service) -> None:
+        """The same for what may have to come whole."""
+        delivered = self.delivered
+        for piece in together:
+            delivered.pending += piece.ids
+            delivered.tokens += piece.tokens
+            delivered.held_text += piece.text
+            delivered.held_calls += piece.calls
+            if not self._holds(service):
+                await self._pass_on()
+
+    def _holds(self, service: Service) -> bool:
+        """Whether the client gets what came only when the answer is whole: nobody could go on
+        with it, so that as long as it is held another node makes it again. Of an answer that may
+        be text or calls, what came before the first call goes out at once."""
+        if not self.delivered.held_calls and not self.parsed.held_to_form:
+            return bool(self.preferences.hold)
+        if self.preferences.hold is not None:
+            return self.preferences.hold
+        return (self.parsed.max_output or service.default_max_output) < HELD_UNITS_MAX
+
+    async def _pass_on(self) -> None:
+        """Give the client what came so far."""
+        delivered = self.delivered
+        if not delivered.held_text and not delivered.held_calls:
+            return
+        text, calls = delivered.held_text, delivered.held_calls
+        delivered.held_text, delivered.held_calls = "", []
+        delivered.text, delivered.calls = True, delivered.calls or bool(calls)
+        delivered.ids += delivered.pending
+        delivered.pending = []
+        tokens = delivered.take_tokens()
+        if text:
+            await self.answer.texts([(text, () if calls else tokens)])
+        if calls:
+            await self.answer.calls(calls, tokens)
+
+    async def _whole_without_receipt(self, stream: NodeStream, most: int) -> None:
         """A node that died between its last token and its receipt: the answer is whole."""
+        if stream.finish is not None:
+            await self._pass_on()
         if stream.finish is not None and self.delivered.text:
             self.delivered.finish = stream.finish
         elif len(self.delivered.ids) >= most:
@@ -229,7 +275,8 @@ class TextRun:
         delivered.prompt_units = max(0, receipt.prompt_units - len(sent.resume))
         complete = receipt.outcome is Outcome.COMPLETE and stream.finish is not None
         if complete:
-            delivered.ids += delivered.pending  # ids without a text of their own, such as the end
+            held = delivered.pending  # with text that is held, and ids without one, as the end's
+            delivered.ids, delivered.pending = delivered.ids + held, []
         if not flight.attempt.service.audited:  # one leg: without ids nobody can go on
             delivered.counted = receipt.output_units
         whole = exact_pico_usd(delivered.usage, flight.attempt.service)
@@ -241,6 +288,7 @@ class TextRun:
         if not complete:
             unknown = Unavailable("The node's engine failed in mid-answer.", code="engine_failed")
             raise stream.failure or unknown
+        await self._pass_on()
         delivered.finish = stream.finish
         if self.prompt:
             now = self.gateway.clock.now_ms()

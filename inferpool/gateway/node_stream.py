@@ -14,11 +14,13 @@ from typing import Final
 import orjson
 
 from inferpool.payments.checks import ReceiptInvalid
+from inferpool.protocol.calls import CallDelta
 from inferpool.protocol.errors import CODES, BadRequest, InferpoolError, Refused, Unavailable
 from inferpool.protocol.forms import CHAT, Form
 from inferpool.protocol.limits import ANSWER_MAX, FIRST_BYTE_TIMEOUT_S, SILENCE_MS
 from inferpool.protocol.logprobs import TokenLogprob
 from inferpool.protocol.receipt import SignedReceipt
+from inferpool.protocol.tools import Tools
 from inferpool.protocol.value import value
 from inferpool.transport.base import AnswerInvalid, AnswerTimeout, ConnectionCut, Response
 from inferpool.transport.patience import Patience
@@ -26,7 +28,7 @@ from inferpool.transport.sse import Comment, Event, SseParser
 
 _SILENCE_S: Final = SILENCE_MS / 1000
 ERROR_TEXT_MAX: Final = 2000
-FINISHES: Final = ("stop", "length")
+FINISHES: Final = ("stop", "length", "tool_calls")
 _TOKENS: Final = b"tokens"
 _DONE: Final = b"[DONE]"
 SLOWEST_TOKEN_S: Final = 1.0  # a slower stream is one that does not end
@@ -39,6 +41,7 @@ class Piece:
     text: str
     ids: tuple[int, ...]
     tokens: tuple[TokenLogprob, ...] = ()
+    calls: tuple[CallDelta, ...] = ()
 
 
 class _Watch:
@@ -77,9 +80,16 @@ class NodeStream:
     """One answer of at most `max_output` tokens. `texts` counts the chunks that had text."""
 
     def __init__(
-        self, response: Response, max_output: int, form: Form = CHAT, *, tells: bool = False
+        self,
+        response: Response,
+        max_output: int,
+        form: Form = CHAT,
+        *,
+        tells: bool = False,
+        tools: Tools | None = None,
     ) -> None:
         self._response, self._max_output, self._form = response, max_output, form
+        self._tools, self._begun = tools, 0  # calls
         self._tells = tells  # whether each id has to come with its log-probability
         self._hash = hashlib.sha256()
         self._bytes = 0
@@ -167,13 +177,28 @@ class NodeStream:
         self._bytes += len(data)
         choice = _choice(value)
         text, finish = _text(choice, self._form), _finish(choice)
-        self.texts += bool(text)
+        calls = self._calls(choice) if self._tools is not None else ()
+        self.texts += bool(text or calls)
         self.finish = finish or self.finish
         ids = _ids(ours)
         self.output_units += len(ids)
         if self.output_units > self._max_output or self._bytes > ANSWER_MAX:
             raise AnswerInvalid("The node sent more than was asked for.")
-        return Piece(text, ids, self._tokens(choice, ids))
+        return Piece(text, ids, self._tokens(choice, ids), calls)
+
+    def _calls(self, choice: dict[str, object]) -> tuple[CallDelta, ...]:
+        """The chunk's calls, each of a function that may be called, one after another."""
+        try:
+            calls = self._form.calls_of(choice)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            message = f"The node sent calls of functions that are none: {error}"
+            raise AnswerInvalid(message[:ERROR_TEXT_MAX]) from None
+        known = [function.name for function in self._tools.callable] if self._tools else []
+        for call in calls:
+            self._begun += call.name is not None
+            if call.index != self._begun - 1 or (call.name is not None and call.name not in known):
+                raise AnswerInvalid("The node sent a call of what may not be called.")
+        return calls
 
     def _tokens(self, choice: dict[str, object], ids: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
         if not self._tells:

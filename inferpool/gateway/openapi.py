@@ -84,6 +84,7 @@ def _ref(name: str) -> Schema:
 
 
 _NAME: Final = _text(minLength=1, maxLength=limits.TEXT_MAX)
+_FUNCTION_NAME: Final[Schema] = {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"}
 _NUMBER: Final[Schema] = {"type": "number"}
 _SEED: Final = _or_null(_integer(-(2**63), 2**63 - 1))
 
@@ -272,28 +273,74 @@ def _streaming(body: Schema) -> Schema:
 
 
 def _chat() -> Schema:
-    part = _closed({"type": {"const": "text"}, "text": _text()}, {})
-    message = _closed(
-        {
-            "role": {"enum": list(chat.ROLES)},
-            "content": {"anyOf": [_text(), _list(part, minItems=1)]},
-        },
-        {"name": {"enum": ["", None]}, "refusal": {"type": "null"}},
-    )
-    messages = _list(message, minItems=1, maxItems=limits.MESSAGES_MAX)
+    messages = _list(_asked_message(), minItems=1, maxItems=limits.MESSAGES_MAX)
     most = _or_null(_integer(1, limits.OUTPUT_UNITS_MAX))
     optional = {
         **_no_ops(chat.NO_OPS),
         **_shared(),
         "max_completion_tokens": most,
         "logprobs": _or_null({"type": "boolean"}),
+        "response_format": _or_null(_format()),
+        "tools": _or_null(_list(_function(), maxItems=limits.TOOLS_MAX)),
+        "tool_choice": {"anyOf": [{"enum": ["auto", "none", "required", None]}, _chosen()]},
+        "parallel_tool_calls": _or_null({"type": "boolean"}),
         "top_logprobs": _or_null(_integer(0, limits.TOP_LOGPROBS_MAX)),
     }
     body = _closed({"model": _NAME, "messages": messages}, optional)
     twice = {"required": ["max_tokens", "max_completion_tokens"]}  # they would have to agree
     asked = {"properties": {"logprobs": {"const": True}}, "required": ["logprobs"]}
     tops = {"anyOf": [asked, {"properties": {"top_logprobs": {"enum": [0, None]}}}]}
-    return _streaming({**body, "not": twice, "allOf": [tops]})
+    text = {"properties": {"response_format": {"enum": [None, {"type": "text"}]}}}
+    no_tools: Schema = {"properties": {"tools": {"enum": [None, []]}}}
+    never = {"properties": {"tool_choice": {"const": "none"}}, "required": ["tool_choice"]}
+    one = {"anyOf": [text, no_tools, never]}  # a form, or functions
+    return _streaming({**body, "not": twice, "allOf": [tops, one]})
+
+
+def _asked_message() -> Schema:
+    part = _closed({"type": {"const": "text"}, "text": _text()}, {})
+    content: Schema = {"anyOf": [_text(), _list(part, minItems=1)]}
+    nothing: dict[str, Schema] = {"name": {"enum": ["", None]}, "refusal": {"type": "null"}}
+    plain = _closed({"role": {"enum": list(chat.ROLES[:-1])}, "content": content}, nothing)
+    call_id = _text(maxLength=limits.TEXT_MAX)
+    inner = _closed({"name": _FUNCTION_NAME, "arguments": _text()}, {})
+    call = _closed({"id": call_id, "type": {"const": "function"}, "function": inner}, {})
+    calls = _list(call, minItems=1, maxItems=limits.TOOL_CALLS_MAX)
+    calling = _closed(
+        {"role": {"const": "assistant"}, "tool_calls": calls},
+        {"content": _or_null(content), **nothing},
+    )
+    result = _closed(
+        {"role": {"const": "tool"}, "tool_call_id": call_id, "content": content}, nothing
+    )
+    return {"anyOf": [plain, calling, result]}
+
+
+def _chosen() -> Schema:
+    """The choice of one function, by its name."""
+    named = _closed({"name": _FUNCTION_NAME}, {})
+    return _closed({"type": {"const": "function"}, "function": named}, {})
+
+
+def _function() -> Schema:
+    flag = _or_null({"type": "boolean"})
+    more = {"description": _or_null(_text()), "strict": flag, "parameters": {"type": "object"}}
+    inner = _closed({"name": _FUNCTION_NAME}, more)
+    return _closed({"type": {"const": "function"}, "function": inner}, {})
+
+
+def _format() -> Schema:
+    """Forms of an answer; schemas in them are JSON Schema, of which the reference tells a part."""
+    flag = _or_null({"type": "boolean"})
+    schema: Schema = {"type": "object", "description": "JSON Schema, of what is served"}
+    more = {"description": _text(), "strict": flag, "schema": schema}
+    named = _closed({"name": _FUNCTION_NAME}, more)
+    return {
+        "anyOf": [
+            _closed({"type": {"enum": ["text", "json_object"]}}, {}),
+            _closed({"type": {"const": "json_schema"}, "json_schema": named}, {}),
+        ]
+    }
 
 
 def _completion() -> Schema:

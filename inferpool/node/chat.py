@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Final, cast
 
 from inferpool.engines.base import Phase, Progress, Sampling, TextCall, TextChunk, TextEngine
 from inferpool.node.services import Hosted
 from inferpool.node.work import Work
 from inferpool.protocol import answers
+from inferpool.protocol.calls import CallReader, delta_objects
 from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.completion import CompletionRequest
-from inferpool.protocol.errors import InferpoolError
+from inferpool.protocol.errors import InferpoolError, Unavailable
 from inferpool.protocol.forms import form_of, head
 from inferpool.protocol.limits import HEARTBEAT_MS
 from inferpool.protocol.text import TextRequest
+from inferpool.protocol.tools import Tools
 from inferpool.transport.asgi import HttpRequest
 
 _HEARTBEAT_S: Final = HEARTBEAT_MS / 1000
@@ -30,13 +33,14 @@ def text_call(request: ChatRequest | CompletionRequest, hosted: Hosted, seed: in
     numbers |= request.sampling
     top_k = int(numbers.pop("top_k", 0))
     return TextCall(
-        messages=request.messages if isinstance(request, ChatRequest) else None,
+        messages=request.plain_messages if isinstance(request, ChatRequest) else None,
         prompt=None if isinstance(request, ChatRequest) else request.prompt,
         max_output=request.max_output or hosted.manifest.limits.default_max_output,
         sampling=Sampling(seed=seed, top_k=top_k, **numbers),
         stop=request.stop,
         resume=request.resume,
         top_logprobs=request.top_logprobs,
+        shape=request.shape if isinstance(request, ChatRequest) else None,
     )
 
 
@@ -55,6 +59,7 @@ async def generate(
     loop = asyncio.get_running_loop()
     begun = loop.time()
     first_ms = 0.0
+    reader = CallReader() if isinstance(call.shape, Tools) else None
     async with aclosing(
         cast(AsyncGenerator[TextChunk, None], engine.generate(call, progress))
     ) as g:
@@ -69,8 +74,27 @@ async def generate(
             work.counted = max(work.counted, chunk.output_units)
             if chunk.prompt_units is not None:
                 work.prompt_units = chunk.prompt_units
-            yield chunk
+            yield chunk if reader is None else _with_calls(chunk, reader)
     hosted.pace.add(first_ms, 1000 * (loop.time() - begun), work.usage.output_units)
+
+
+def _with_calls(chunk: TextChunk, reader: CallReader) -> TextChunk:
+    """The chunk with its calls told from its text. Raises Unavailable(engine_failed)."""
+    try:
+        text, calls = reader.take(chunk.text)
+    except ValueError as error:
+        message = f"The engine's call of a function makes no sense: {error}"
+        raise Unavailable(message, code="engine_failed") from None
+    finish = chunk.finish_reason
+    if finish is not None:
+        text += reader.rest()
+        finish = "tool_calls" if finish == "stop" and reader.ended else finish
+    return replace(chunk, text=text, calls=tuple(calls), finish_reason=finish)
+
+
+def call_prefix(work: Work) -> str:
+    """How the ids of an answer's calls begin."""
+    return f"call_{work.request_id.hex()[:20]}_"
 
 
 def answer_head(work: Work, parsed: TextRequest) -> dict[str, object]:
@@ -138,10 +162,11 @@ class TextStream:
 
     async def token(self, chunk: TextChunk) -> None:
         """What the engine gave, as a chunk; the finish reason comes alone, as OpenAI sends it."""
-        if chunk.ids or chunk.text:
+        if chunk.ids or chunk.text or chunk.calls:
             told = self._form.logprobs(chunk.tokens, self._told) if self._tells else None
             self._told += sum(len(token.name) for token in chunk.tokens)
-            value = self._form.piece(self._head, chunk.text, told)
+            calls = delta_objects(chunk.calls, call_prefix(self._work))
+            value = self._form.piece(self._head, chunk.text, told, calls)
             if self._work.own:
                 value["inferpool"] = {"ids": chunk.ids}
             await self.send(value)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import orjson
 
 from inferpool.engines.base import Progress, TextCall
-from inferpool.node.chat import Heartbeat, TextStream, answer_head, generate, text_call
+from inferpool.node.chat import Heartbeat, TextStream, answer_head, call_prefix, generate, text_call
 from inferpool.node.services import Hosted
 from inferpool.node.work import Work
+from inferpool.protocol.calls import CallDelta, whole_objects
 from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.completion import CompletionRequest
 from inferpool.protocol.errors import BadRequest, InferpoolError
@@ -52,15 +53,19 @@ async def _whole(
 ) -> None:
     texts, finish = [], "stop"
     tokens: list[TokenLogprob] = []
+    calls: list[CallDelta] = []
     call = text_call(parsed, hosted, work.seed)
     on_first = partial(node.metrics.first_token, hosted.manifest.name)
     async for chunk in generate(hosted, call, Progress(), work, on_first):
         texts.append(chunk.text)
         tokens += chunk.tokens
+        calls += chunk.calls
         finish = chunk.finish_reason or finish
     form = form_of(parsed)
     told = None if parsed.top_logprobs is None else form.logprobs(tokens, 0)
-    value = form.whole(answer_head(work, parsed), "".join(texts), finish, work.charged_usage, told)
+    made = whole_objects(calls, call_prefix(work))
+    usage = work.charged_usage
+    value = form.whole(answer_head(work, parsed), "".join(texts), finish, usage, told, made)
     await node.answer(request, work, orjson.dumps(value), [JSON])
 
 

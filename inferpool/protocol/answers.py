@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import orjson
@@ -33,7 +34,7 @@ def usage_object(usage: Usage) -> dict[str, int]:
 
 def chunk(
     head: dict[str, object],
-    delta: dict[str, str],
+    delta: dict[str, object],
     finish: str | None,
     logprobs: dict[str, object] | None = None,
 ) -> dict[str, object]:
@@ -59,9 +60,13 @@ def whole(
     finish: str,
     usage: Usage,
     logprobs: dict[str, object] | None = None,
+    calls: Sequence[dict[str, object]] = (),
 ) -> dict[str, object]:
-    """A whole answer."""
-    message = {"role": "assistant", "content": text, "refusal": None}
+    """A whole answer; one that only calls has no content."""
+    said = text if text or not calls else None
+    message: dict[str, object] = {"role": "assistant", "content": said, "refusal": None}
+    if calls:
+        message["tool_calls"] = list(calls)
     choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish}
     return {
         **head,

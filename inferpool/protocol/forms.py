@@ -6,15 +6,18 @@ sides of a hop use it, so that the route decides the form and nothing else does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from inferpool.protocol import answers, logprobs
+from inferpool.protocol.calls import CallDelta, read_deltas
 from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.logprobs import TokenLogprob, Tokens
 from inferpool.protocol.text import TextRequest
 from inferpool.protocol.usage import Usage
 
 Value = dict[str, object]
+Calls = Sequence[Value]
 
 
 class Form(Protocol):
@@ -28,8 +31,8 @@ class Form(Protocol):
         """The chunk that opens a stream, where the API has one."""
         ...
 
-    def piece(self, head: Value, text: str, told: Value | None = None) -> Value:
-        """A chunk with text; `told`: its `logprobs`."""
+    def piece(self, head: Value, text: str, told: Value | None = None, calls: Calls = ()) -> Value:
+        """A chunk with text; `told`: its `logprobs`; `calls`: its `tool_calls`, in chat."""
         ...
 
     def logprobs(self, tokens: Tokens, offset: int) -> Value:
@@ -40,12 +43,22 @@ class Form(Protocol):
         """The same, read back. Raises ValueError, LookupError, TypeError, AttributeError."""
         ...
 
+    def calls_of(self, choice: Value) -> tuple[CallDelta, ...]:
+        """The calls in a chunk's choice. Raises as `tokens_of` does."""
+        ...
+
     def last(self, head: Value, finish: str, told: Value | None = None) -> Value:
         """The chunk with the finish reason, without text."""
         ...
 
     def whole(
-        self, head: Value, text: str, finish: str, usage: Usage, told: Value | None = None
+        self,
+        head: Value,
+        text: str,
+        finish: str,
+        usage: Usage,
+        told: Value | None = None,
+        calls: Calls = (),
     ) -> Value:
         """A whole answer."""
         ...
@@ -66,9 +79,12 @@ class ChatForm:
         """The role."""
         return answers.chunk(head, {"role": "assistant", "content": ""}, None)
 
-    def piece(self, head: Value, text: str, told: Value | None = None) -> Value:
+    def piece(self, head: Value, text: str, told: Value | None = None, calls: Calls = ()) -> Value:
         """A delta."""
-        return answers.chunk(head, {"content": text}, None, told)
+        delta: Value = {"content": text} if text or not calls else {}
+        if calls:
+            delta["tool_calls"] = list(calls)
+        return answers.chunk(head, delta, None, told)
 
     def logprobs(self, tokens: Tokens, offset: int) -> Value:
         """A list of tokens."""
@@ -78,15 +94,26 @@ class ChatForm:
         """From the list of tokens."""
         return logprobs.read_chat(choice.get("logprobs"))
 
+    def calls_of(self, choice: Value) -> tuple[CallDelta, ...]:
+        """The delta's calls."""
+        delta = choice.get("delta")
+        return read_deltas(delta.get("tool_calls")) if isinstance(delta, dict) else ()
+
     def last(self, head: Value, finish: str, told: Value | None = None) -> Value:
         """An empty delta."""
         return answers.chunk(head, {}, finish, told)
 
     def whole(
-        self, head: Value, text: str, finish: str, usage: Usage, told: Value | None = None
+        self,
+        head: Value,
+        text: str,
+        finish: str,
+        usage: Usage,
+        told: Value | None = None,
+        calls: Calls = (),
     ) -> Value:
         """A message."""
-        return answers.whole(head, text, finish, usage, told)
+        return answers.whole(head, text, finish, usage, told, calls)
 
     def text_of(self, choice: Value) -> object:
         """The delta's content."""
@@ -105,7 +132,7 @@ class CompletionForm:
         """There is none."""
         return None
 
-    def piece(self, head: Value, text: str, told: Value | None = None) -> Value:
+    def piece(self, head: Value, text: str, told: Value | None = None, calls: Calls = ()) -> Value:
         """A choice with text."""
         return _completion(head, text, None, told)
 
@@ -117,12 +144,22 @@ class CompletionForm:
         """From the lists."""
         return logprobs.read_completion(choice.get("logprobs"))
 
+    def calls_of(self, choice: Value) -> tuple[CallDelta, ...]:
+        """There are none."""
+        return ()
+
     def last(self, head: Value, finish: str, told: Value | None = None) -> Value:
         """A choice without text."""
         return _completion(head, "", finish, told)
 
     def whole(
-        self, head: Value, text: str, finish: str, usage: Usage, told: Value | None = None
+        self,
+        head: Value,
+        text: str,
+        finish: str,
+        usage: Usage,
+        told: Value | None = None,
+        calls: Calls = (),
     ) -> Value:
         """One choice, and the usage."""
         value = _completion(head, text, finish, told)

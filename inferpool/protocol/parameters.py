@@ -15,9 +15,16 @@ from inferpool.protocol import eip712
 from inferpool.protocol.limits import PARAMETERS_MAX
 
 LOGPROBS: Final = "logprobs"
+LOGIT_BIAS: Final = "logit_bias"
+RESPONSE_FORMAT: Final = "response_format"
+TOOLS: Final = "tools"
 
 # A name -> the parameters of OpenAI's API that it stands for, as OpenRouter lists them.
-STANDS_FOR: Final[dict[str, tuple[str, ...]]] = {LOGPROBS: ("logprobs", "top_logprobs")}
+STANDS_FOR: Final[dict[str, tuple[str, ...]]] = {
+    LOGPROBS: ("logprobs", "top_logprobs"),
+    RESPONSE_FORMAT: ("response_format", "structured_outputs"),
+    TOOLS: ("parallel_tool_calls", "tool_choice", "tools"),
+}
 # What every text service takes.
 COMMON: Final = (
     "frequency_penalty",

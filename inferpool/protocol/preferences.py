@@ -52,6 +52,7 @@ class RoutePreferences:
     max_first_ms: float = math.inf  # preferred, not required
     min_trust: float = 0.0  # 0: strangers too; 1: nodes that have delivered and do not fail
     value_of_time_pico_usd_per_s: int | None = None
+    hold: bool | None = None  # deliver a stream only when it is whole; None: where it must be
 
 
 NO_PREFERENCES: Final = RoutePreferences()
@@ -141,6 +142,9 @@ def _ours(value: dict[str, Any]) -> dict[str, Any]:
     if worth is not None:
         name = "inferpool.value_of_time_usd_per_hour"
         found["value_of_time_pico_usd_per_s"] = _usd(worth, name, 10**12) // _PER_HOUR
+    hold = value.pop("hold", None)
+    if hold is not None:
+        found["hold"] = flag(hold, "inferpool.hold")
     if value.pop("region", None) is not None:
         fail(
             "inferpool.region",

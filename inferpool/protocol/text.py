@@ -23,6 +23,7 @@ from inferpool.protocol.limits import (
     TEXT_MAX,
 )
 from inferpool.protocol.preferences import NO_PREFERENCES, RoutePreferences, take_preferences
+from inferpool.protocol.tools import Tools
 
 # Sampler numbers: name -> (least, greatest). The last three are llama.cpp's and vLLM's.
 SAMPLERS: Final[dict[str, tuple[float, float]]] = {
@@ -56,6 +57,26 @@ class TextRequest:
     def needs(self) -> tuple[str, ...]:
         """Names of what not every service takes (`parameters`)."""
         return () if self.top_logprobs is None else (parameters.LOGPROBS,)
+
+    @property
+    def tools(self) -> Tools | None:
+        """The functions that the answer may call."""
+        return None
+
+    @property
+    def shaped(self) -> bool:
+        """Whether the answer may be more than text, or has a form."""
+        return False
+
+    @property
+    def held_to_form(self) -> bool:
+        """Whether the whole answer must have a form."""
+        return False
+
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether nobody can go on with an answer that another began."""
+        return self.held_to_form or bool(self.stop)
 
     def encode_with(self, prompt: Mapping[str, object]) -> bytes:
         """The body that a gateway sends to a node: every value explicit."""

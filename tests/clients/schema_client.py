@@ -85,6 +85,13 @@ def ours() -> dict[str, object]:
                 known["provider"]["anyOf"][0]["properties"].pop(name)
             for name in MODEL_LIMITS.keys() & known.keys():
                 known[name] = MODEL_LIMITS[name]
+            if "tools" in known:  # names that differ, a choice that is one of them, which schemas
+                known["tool_choice"] = {"enum": ["auto", "none", None]}
+                listed, form = known["tools"]["anyOf"][0], known["response_format"]["anyOf"][0]
+                listed["maxItems"] = 1
+                function = listed["items"]["properties"]["function"]["properties"]
+                named = form["anyOf"][1]["properties"]["json_schema"]["properties"]
+                function["parameters"] = named["schema"] = {"const": {}}
     for path in ("/v2/models/{model}", "/v2/models/{model}/infer"):
         document["paths"][path]["parameters"][0]["schema"] = {"const": MODELS["tensor"]}
     return document

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -21,6 +23,7 @@ from inferpool.engines.child import clean_environment
 from inferpool.engines.llamacpp import CHILD_SCRIPT, LlamaCppEngine, cpu_isa
 from inferpool.engines.llamacpp_wire import CompletionReader, completion_body, template_messages
 from inferpool.protocol.errors import BadRequest, Unavailable
+from inferpool.protocol.tools import take_tools
 from inferpool.transport.http import HttpTransport
 from inferpool.transport.memory import MemoryTransport, Message
 
@@ -372,3 +375,20 @@ def test_isa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, isa: s
     assert cpu_isa(tmp_path / "none") == "x86_64"
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert cpu_isa(cpuinfo) == "aarch64"
+
+
+async def test_a_call_in_the_middle_of_text_is_held_to_its_form(gguf: Path) -> None:
+    """The model is led to begin a call by examples of another form; the grammar takes over."""
+    tool = {"type": "function", "function": {"name": "get_time"}}
+    shape = take_tools({"tools": [tool], "parallel_tool_calls": False})
+    led = 'Time? Wait. <tool_call>{"city": "Rome"}</tool_call>\n' * 8 + "Time? Wait."
+    call = TextCall(None, led, 40, Sampling(seed=1, temperature=0), shape=shape)
+    free = replace(call, shape=None)
+    async with running(gguf) as engine:
+        text = "".join([chunk.text for chunk in await collect(engine, call)])
+        other = "".join([chunk.text for chunk in await collect(engine, free)])
+    assert '<tool_call>{"city"' in other, "the examples lead it"
+    before, mark, after = text.partition("<tool_call>{")
+    assert mark
+    assert other.startswith(before)
+    assert re.fullmatch(r' ?"name": ?"get_time", ?"arguments": ?\{\}\}\n?</tool_call>', after)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from datetime import date
 from typing import Any
 
 import pytest
@@ -135,3 +137,131 @@ async def test_the_log_probabilities_of_an_answer_that_two_nodes_gave(
     assert len(tokens) == proof["output_units"] == 60
     check_tokens(text, tokens, 2)
     await all_ready(rig)
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "mood": {"enum": ["good", "bad", "great"]},
+        "born": {"type": "string", "format": "date"},
+        "ages": {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2},
+        "pet": {"type": ["boolean", "null"]},
+    },
+    "required": ["name", "mood", "born", "ages", "pet"],
+    "additionalProperties": False,
+}
+FORM: Any = {"type": "json_schema", "json_schema": {"name": "p", "strict": True, "schema": PERSON}}
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "The weather of a city",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "maxLength": 20}},
+                "required": ["city"],
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "get_time", "parameters": {"properties": {}}}},
+]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_a_real_model_keeps_to_a_schema(runner: asyncio.Runner, rig: Rig, seed: int) -> None:
+    """At a temperature at which it would write anything else."""
+    ask: dict[str, Any] = {"model": MODEL, "max_tokens": 150, "temperature": 1.8, "seed": seed}
+    ask["messages"] = [{"role": "user", "content": "Invent a person, as JSON."}]
+    answer = await rig.openai().chat.completions.create(**ask, response_format=FORM)
+    (choice,) = answer.choices
+    assert choice.finish_reason == "stop"
+    person = json.loads(choice.message.content or "")
+    assert list(person) == PERSON["required"]
+    assert person["mood"] in ("good", "bad", "great")
+    assert person["pet"] in (True, False, None)
+    assert 1 <= len(person["ages"]) <= 2
+    assert len(person["name"]) <= 12
+    date.fromisoformat(person["born"])
+
+
+async def test_a_real_model_calls_functions(runner: asyncio.Runner, rig: Rig) -> None:
+    client = rig.openai()
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
+    ask: dict[str, Any] = {"model": MODEL, "max_tokens": 150, "temperature": 0, "tools": TOOLS}
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    answer = await client.chat.completions.create(**ask, messages=messages, tool_choice=named)
+    (choice,) = answer.choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    (call,) = choice.message.tool_calls or ()
+    assert call.function.name == "get_weather"
+    assert list(json.loads(call.function.arguments)) == ["city"]
+    messages += [
+        choice.message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "20 degrees, sunny"},
+    ]
+    after = await client.chat.completions.create(
+        **(ask | {"max_tokens": 20}), messages=messages, tool_choice="none"
+    )
+    assert after.choices[0].message.tool_calls is None
+    assert after.choices[0].message.content
+    stream = await client.chat.completions.create(
+        **ask, messages=messages[:1], tool_choice="required", parallel_tool_calls=False, stream=True
+    )
+    name, arguments, finish = "", "", None
+    async for chunk in stream:
+        finish = chunk.choices[0].finish_reason or finish
+        for delta in chunk.choices[0].delta.tool_calls or ():
+            assert delta.index == 0
+            name += delta.function.name or ""
+            arguments += delta.function.arguments or ""
+    assert name in ("get_weather", "get_time")
+    assert isinstance(json.loads(arguments), dict)
+    assert finish == "tool_calls"
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_json_of_a_node_that_is_killed_comes_whole_from_another(
+    runner: asyncio.Runner, rig: Rig, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    kill_once(rig, 12, monkeypatch)
+    ask = {**ASK, "max_tokens": 150, "response_format": FORM, "stream": stream}
+    answer = await rig.post("/v1/chat/completions", ask)
+    assert answer.status_code == 200, answer.text
+    if stream:
+        lines = [line[6:] for line in answer.text.split("\n\n") if line.startswith("data: {")]
+        chunks = [json.loads(line) for line in lines]
+        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+        proof = chunks[-1]["inferpool"]
+        assert "[DONE]" in answer.text
+    else:
+        body = answer.json()
+        text, proof = body["choices"][0]["message"]["content"], body["inferpool"]
+    assert list(json.loads(text)) == PERSON["required"]
+    assert proof["legs"] == 2
+    await all_ready(rig)
+
+
+HOSTILE: dict[str, Any] = {
+    "nested": {"type": "array", "items": {"$ref": "#"}},
+    "many values": {"enum": [f"value {i}" for i in range(1000)]},
+    "one in another": {"enum": ["a" * i for i in range(1, 300)]},
+    "many optional": {"type": "object", "properties": {f"p{i}": {} for i in range(32)}},
+    "long": {"type": "array", "items": {"type": "string", "maxLength": 200}, "minItems": 250},
+    "odd names": {"properties": {'"\\\n\u2028\x7f': {}}, "required": ['"\\\n\u2028\x7f']},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_the_engine_outlives_schemas_that_are_meant_to_hurt(
+    runner: asyncio.Runner, rig: Rig, name: str
+) -> None:
+    pids = [services[0].engine.pid for services in rig.services]
+    schema = {"name": "s", "schema": HOSTILE[name], "strict": True}
+    form = {"type": "json_schema", "json_schema": schema}
+    answer = await rig.post("/v1/chat/completions", {**ASK, "response_format": form})
+    assert answer.status_code == 200, answer.text
+    assert [services[0].engine.pid for services in rig.services] == pids
+    assert answer.json()["inferpool"]["legs"] == 1
