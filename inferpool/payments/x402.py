@@ -7,7 +7,8 @@ PAYMENT-RESPONSE goes with the answer: what was charged. Each is base64 of JSON.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final, Literal
 
@@ -157,17 +158,39 @@ def payment_required(
 @lru_cache(maxsize=4096)  # a window sends the same voucher for the same maximum many times
 def payment_signature(config: ChannelConfig, voucher: Voucher, terms: Terms, amount: int) -> bytes:
     """PAYMENT-SIGNATURE of an open channel, for a request of at most `amount` base units."""
-    return _encode(
-        {
-            "x402Version": X402_VERSION,
-            "payload": {
-                "type": "voucher",
-                "channelConfig": _config_json(config),
-                "voucher": _voucher_json(voucher),
-            },
-            "accepted": _requirements_json(terms, amount),
-        }
-    )
+    whole = _frame(config, terms, amount).replace(_PLACE, _voucher_bytes(voucher))
+    return to_base64(whole).encode()
+
+
+@lru_cache(maxsize=4096)
+def _frame(config: ChannelConfig, terms: Terms, amount: int) -> bytes:
+    """All but the voucher, in whose place `_PLACE` stands."""
+    payload = {
+        "type": "voucher",
+        "channelConfig": config.to_wire(),
+        "voucher": orjson.Fragment(_PLACE),
+    }
+    accepted = requirements(terms, amount)
+    found = orjson.dumps({"x402Version": X402_VERSION, "payload": payload, "accepted": accepted})
+    assert found.count(_PLACE) == 1, "no text within JSON holds a bare quote"
+    return found
+
+
+def _voucher_bytes(voucher: Voucher) -> bytes:
+    """`_voucher_json`, in JSON."""
+    return (
+        f'{{"channelId":"0x{voucher.channel_id.hex()}"'
+        f',"maxClaimableAmount":"{voucher.max_claimable}"'
+        f',"signature":"0x{voucher.signature.hex()}"}}'
+    ).encode()
+
+
+_NO_VOUCHER: Final = Voucher(bytes(32), 0, bytes(65))
+_PLACE: Final = _voucher_bytes(_NO_VOUCHER)
+_VOUCHER: Final = re.compile(
+    rb'\{"channelId":"0x([0-9a-f]{64})","maxClaimableAmount":"([0-9]{1,38})"'
+    rb',"signature":"0x([0-9a-f]{130})"\}'
+)
 
 
 def refund_signature(
@@ -192,11 +215,6 @@ def _voucher_json(voucher: Voucher) -> dict[str, object]:
         "maxClaimableAmount": str(voucher.max_claimable),
         "signature": to_hex(voucher.signature),
     }
-
-
-@lru_cache(maxsize=4096)
-def _config_json(config: ChannelConfig) -> orjson.Fragment:
-    return orjson.Fragment(orjson.dumps(config.to_wire()))
 
 
 @lru_cache(maxsize=4096)
@@ -249,35 +267,65 @@ def exact_response(terms: Terms, payer: bytes, transaction: bytes, amount: int) 
 
 @lru_cache(maxsize=256)  # of 16 KiB at most each; a window sends the same bytes again
 def parse_payment(value: bytes) -> Payment | ExactPayment | RefundRequest:
-    """Parse PAYMENT-SIGNATURE. Raises PaymentRequired(payment_invalid) that says what is wrong."""
+    """Parse PAYMENT-SIGNATURE. Raises PaymentRequired(payment_invalid) that says what is wrong.
+
+    Of a channel's payments only the voucher differs: the rest is parsed once, with an empty voucher
+    in the place of the real one, and known by its bytes. Where the place is not the one that is
+    read, or anything else is unusual, the whole is parsed.
+    """
     try:
-        body = _decode(value)
-        if body.get("x402Version") != X402_VERSION:
-            raise ValueError("x402Version must be 2")
-        payload, accepted = _object(body, "payload"), _object(body, "accepted")
-        if accepted.get("scheme") == EXACT:
-            return _exact(payload, accepted)
-        kind = payload.get("type")
-        if kind not in ("voucher", "deposit", "refund"):
-            raise ValueError("payload.type must be voucher, deposit or refund")
-        voucher = _voucher(payload)
-        if kind == "refund":
-            return _refund(payload, voucher, accepted)
-        amount, authorization = _deposit(payload) if kind == "deposit" else (0, None)
-        network = accepted.get("network")
-        return Payment(
-            kind="deposit" if kind == "deposit" else "voucher",
-            config=_config(payload.get("channelConfig")),
-            voucher=voucher,
-            accepted_amount=_amount(accepted, "amount", 2**128),
-            accepted_network=network if isinstance(network, str) else "",
-            deposit_amount=amount,
-            authorization=authorization,
-        )
+        data = _bytes(value)
+        found = _VOUCHER.search(data)
+        if found is not None:
+            payment = _framed(data[: found.start()], data[found.end() :])
+            if payment is not None:
+                channel_id, amount, signature = found.groups()
+                voucher = Voucher(_hex(channel_id), int(amount), _hex(signature))
+                return replace(payment, voucher=voucher)
+        return _payment(data)
     except (ValueError, RecursionError) as error:
         raise PaymentRequired(
             f"The header PAYMENT-SIGNATURE cannot be read: {error}.", code="payment_invalid"
         ) from None
+
+
+def _hex(digits: bytes) -> bytes:
+    return bytes.fromhex(digits.decode("ascii"))
+
+
+@lru_cache(maxsize=256)
+def _framed(before: bytes, after: bytes) -> Payment | None:
+    """A payment all but its voucher; None where what stands between is not its voucher."""
+    payment = _payment(before + _PLACE + after)
+    if isinstance(payment, Payment) and payment.voucher == _NO_VOUCHER:
+        return payment
+    return None
+
+
+def _payment(data: bytes) -> Payment | ExactPayment | RefundRequest:
+    body = _parsed(data)
+    if body.get("x402Version") != X402_VERSION:
+        raise ValueError("x402Version must be 2")
+    payload, accepted = _object(body, "payload"), _object(body, "accepted")
+    if accepted.get("scheme") == EXACT:
+        return _exact(payload, accepted)
+    kind = payload.get("type")
+    if kind not in ("voucher", "deposit", "refund"):
+        raise ValueError("payload.type must be voucher, deposit or refund")
+    voucher = _voucher(payload)
+    if kind == "refund":
+        return _refund(payload, voucher, accepted)
+    amount, authorization = _deposit(payload) if kind == "deposit" else (0, None)
+    network = accepted.get("network")
+    return Payment(
+        kind="deposit" if kind == "deposit" else "voucher",
+        config=_config(payload.get("channelConfig")),
+        voucher=voucher,
+        accepted_amount=_amount(accepted, "amount", 2**128),
+        accepted_network=network if isinstance(network, str) else "",
+        deposit_amount=amount,
+        authorization=authorization,
+    )
 
 
 def parse_payment_required(value: bytes) -> tuple[str, ChannelView | None]:
@@ -401,9 +449,17 @@ def _encode(value: dict[str, object]) -> bytes:
 
 
 def _decode(value: bytes) -> dict[str, object]:
+    return _parsed(_bytes(value))
+
+
+def _bytes(value: bytes) -> bytes:
     if len(value) > PAYMENT_HEADER_MAX:
         raise ValueError(f"over {PAYMENT_HEADER_MAX} bytes")
-    body = orjson.loads(from_base64(value))
+    return from_base64(value)
+
+
+def _parsed(data: bytes) -> dict[str, object]:
+    body = orjson.loads(data)
     if not isinstance(body, dict):
         raise ValueError("expected an object")
     return body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from dataclasses import replace
 from typing import Any
@@ -396,3 +397,23 @@ def test_a_corrective_402_without_a_voucher_shows_no_state() -> None:
         x402.payment_required(TERMS, 25, "/v1", NEEDED, replace(VIEW, signature=b""))
     )
     assert (reason, view) == ("payment_required", None)
+
+
+def test_only_the_voucher_of_a_payment_differs_and_no_other_is_taken_for_it() -> None:
+    """The rest of a payment is known by its bytes: what looks like a voucher elsewhere in it must
+    not be taken for the one that counts."""
+    vouchers = [Voucher(CHANNEL_ID, amount, bytes((amount % 251,)) * 65) for amount in range(1, 40)]
+    for voucher in vouchers:
+        found = x402.parse_payment(x402.payment_signature(CONFIG, voucher, TERMS, 25))
+        assert isinstance(found, x402.Payment)
+        assert (found.voucher, found.config, found.accepted_amount) == (voucher, CONFIG, 25)
+    for first in (True, False):
+        for voucher, other in itertools.pairwise(vouchers):
+            body = json.loads(base64.b64decode(x402.payment_signature(CONFIG, voucher, TERMS, 25)))
+            decoy = json.loads(base64.b64decode(x402.payment_signature(CONFIG, other, TERMS, 25)))
+            more = {"decoy": decoy["payload"]["voucher"]}
+            body["payload"] = {**more, **body["payload"]} if first else {**body["payload"], **more}
+            text = json.dumps(body, separators=(",", ":"))
+            found = x402.parse_payment(base64.b64encode(text.encode()))
+            assert isinstance(found, x402.Payment)
+            assert found.voucher == voucher

@@ -138,6 +138,7 @@ def test_parameters_have_one_form(texts: Any) -> None:
 @given(receipts, b65)
 def test_receipt_round_trip(receipt: Receipt, signature: bytes) -> None:
     signed = SignedReceipt(receipt, signature)
+    assert signed.encode() == canonical(signed.to_wire())
     assert SignedReceipt.decode(signed.encode()) == signed
     assert SignedReceipt.from_header(signed.header()) == signed
     assert SignedReceipt.from_wire(json.loads(json.dumps(signed.to_wire()))) == signed
