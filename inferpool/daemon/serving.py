@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from inferpool.home import Home
 from inferpool.identity.certificate import TlsIdentity
 from inferpool.protocol.errors import Refused
+from inferpool.protocol.limits import READER_STALL_S
 from inferpool.transport.relayed import Reach
 from inferpool.transport.tls import server_context
 
@@ -94,9 +95,11 @@ class _Joined:
             self._transport.write(data)
 
     def close(self) -> None:
-        """Send what is kept, then close."""
+        """Send what is kept, then close; a reader that takes none of it is not waited for."""
         self.flush()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._loop.call_later(READER_STALL_S, self._transport.abort)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

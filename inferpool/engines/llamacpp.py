@@ -1,7 +1,8 @@
 """llama.cpp in a child process: continuous batching on a plain CPU, from one wheel.
 
 The child serves HTTP on loopback with a random key; it is restarted with growing pauses when it
-dies. Calls are validated before they come here: the server answers 200 to nonsense.
+dies, and killed when it hangs. Calls are validated before they come here: the server answers 200
+to nonsense.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from inferpool.engines.llamacpp_wire import (
     template_messages,
 )
 from inferpool.engines.slots import Slots
+from inferpool.engines.watch import EngineSilent
 from inferpool.protocol import parameters
 from inferpool.protocol.errors import BadRequest, Unavailable
-from inferpool.transport.base import Response, TransportError
+from inferpool.protocol.limits import ENGINE_SILENCE_S
+from inferpool.transport.base import AnswerTimeout, Response, TransportError
 from inferpool.transport.http import HttpTransport
 
 _LOG = logging.getLogger("inferpool.engines")
@@ -58,7 +61,9 @@ class LlamaCppEngine:
         slots: int = 4,
         context: int = 2048,
         threads: int = 2,
+        silence_s: float = ENGINE_SILENCE_S,
     ) -> None:
+        self._silence_s = silence_s
         self.path, self.alias = Path(path), alias
         self.slots, self.context, self.threads = slots, context, threads
         self.engine_class = f"llamacpp@{_version()}/{quant.lower()}/cpu-{cpu_isa()}"
@@ -119,12 +124,19 @@ class LlamaCppEngine:
                 async def tokenize(text: str) -> list[int]:
                     return await self._tokens(transport, text, special=False)
 
-                reader = CompletionReader(call.stop, progress, tokenize, call.top_logprobs)
+                reader = CompletionReader(
+                    call.stop, progress, tokenize, call.top_logprobs, self._silence_s
+                )
                 async with aclosing(reader.chunks(response)) as chunks:
                     async for chunk in chunks:
                         started = True
                         yield chunk
+            except EngineSilent:
+                self._kick(transport)
+                raise
             except TransportError as error:
+                if isinstance(error, AnswerTimeout):
+                    self._kick(transport)
                 code = "engine_failed" if started else "engine_unavailable"
                 raise Unavailable(f"the engine went away: {error}", code=code) from error
             finally:
@@ -218,6 +230,12 @@ class LlamaCppEngine:
                 else:
                     self.restarts += 1
                     break
+
+    def _kick(self, transport: HttpTransport) -> None:
+        """End a child that hangs, unless another took its place; `_supervise` starts the next."""
+        if self._child is not None and transport is self._transport:
+            _LOG.warning("the engine of %s hangs and is started again", self.alias)
+            self._child.kill()
 
     async def _drop(self) -> None:
         transport, self._transport, self._child = self._transport, None, None

@@ -25,7 +25,9 @@ from inferpool.engines.base import (
 )
 from inferpool.engines.grammar import CALL_PATTERN, gbnf
 from inferpool.engines.stop_text import StopText
+from inferpool.engines.watch import attended
 from inferpool.protocol.errors import BadRequest, Unavailable
+from inferpool.protocol.limits import ENGINE_SILENCE_S
 from inferpool.protocol.logprobs import UNLIKELY, TokenLogprob
 from inferpool.protocol.shape import Shape
 from inferpool.protocol.tools import CALL_CLOSE, CALL_OPEN, Tools
@@ -146,7 +148,8 @@ def _logprob(value: Any) -> float:
 
 
 class CompletionReader:
-    """Reads one `/completion` stream. Raises Unavailable(engine_failed) where it ends early."""
+    """Reads one `/completion` stream. Raises Unavailable(engine_failed) where it ends early, and
+    EngineSilent where it goes silent."""
 
     def __init__(
         self,
@@ -154,7 +157,9 @@ class CompletionReader:
         progress: Progress,
         tokenize: Tokenize,
         top_logprobs: int | None = None,
+        silence_s: float = ENGINE_SILENCE_S,
     ) -> None:
+        self._silence_s = silence_s
         self._stop = StopText(stop)
         self._top = top_logprobs
         self._progress = progress
@@ -163,7 +168,7 @@ class CompletionReader:
 
     async def chunks(self, response: Response) -> AsyncGenerator[TextChunk, None]:
         """The stream's chunks; the last one has the finish reason and the prompt's tokens."""
-        async with aclosing(events(response)) as found:
+        async with aclosing(attended(events(response), self._silence_s)) as found:
             async for event in found:
                 if isinstance(event, Comment) or event.data == b"[DONE]":
                     continue

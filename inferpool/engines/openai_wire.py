@@ -15,7 +15,9 @@ from typing import Any, Final
 import orjson
 
 from inferpool.engines.base import FinishReason, TextCall, TextChunk
+from inferpool.engines.watch import attended
 from inferpool.protocol.errors import BadRequest, Unavailable
+from inferpool.protocol.limits import ANSWER_TIMEOUT_S
 from inferpool.transport.base import Response
 from inferpool.transport.sse import Comment, events
 
@@ -121,7 +123,7 @@ class AnswerReader:
 
     async def chunks(self, response: Response) -> AsyncGenerator[TextChunk, None]:
         """The stream's chunks; the last one has the finish reason and the prompt's tokens."""
-        async with aclosing(events(response)) as found:
+        async with aclosing(attended(events(response), ANSWER_TIMEOUT_S)) as found:
             async for event in found:
                 if isinstance(event, Comment):
                     continue

@@ -18,6 +18,7 @@ from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.completion import CompletionRequest
 from inferpool.protocol.errors import BadRequest, InferpoolError
 from inferpool.protocol.forms import form_of
+from inferpool.protocol.limits import READER_STALL_S
 from inferpool.protocol.logprobs import TokenLogprob
 from inferpool.protocol.preferences import refuse_preferences
 from inferpool.protocol.receipt import Outcome
@@ -120,7 +121,11 @@ async def _run(
 ) -> None:
     on_first = partial(node.metrics.first_token, hosted.manifest.name)
     async for chunk in generate(hosted, call, progress, work, on_first):
-        await stream.token(chunk)
+        try:
+            async with asyncio.timeout(READER_STALL_S):
+                await stream.token(chunk)
+        except TimeoutError:  # it neither reads nor leaves, and holds a slot
+            raise asyncio.CancelledError from None
         heartbeat.sent()
 
 

@@ -32,8 +32,10 @@ CONTEXT = 1024
 
 
 @asynccontextmanager
-async def running(path: Path) -> AsyncIterator[LlamaCppEngine]:
-    engine = LlamaCppEngine(path, "small", "Q4_1", slots=2, context=CONTEXT, threads=1)
+async def running(path: Path, silence_s: float = 60) -> AsyncIterator[LlamaCppEngine]:
+    engine = LlamaCppEngine(
+        path, "small", "Q4_1", slots=2, context=CONTEXT, threads=1, silence_s=silence_s
+    )
     await engine.start()
     try:
         yield engine
@@ -92,6 +94,25 @@ async def test_killed_child_fails_its_calls_and_comes_back(gguf: Path) -> None:
     assert second is not None
     assert not alive(first)
     assert not alive(second)
+
+
+async def test_a_child_that_hangs_is_ended_and_another_started(gguf: Path) -> None:
+    """Stopped, it is as silent as one in an endless loop: it holds its connections and its slot."""
+    async with running(gguf, silence_s=3) as engine:
+        first = engine.pid
+        assert first is not None
+        stream = engine.generate(chat("Tell me a long story.", 900), Progress())
+        await anext(stream)
+        os.kill(first, signal.SIGSTOP)
+        with pytest.raises(Unavailable) as caught:
+            async for _ in stream:
+                pass
+        assert caught.value.code == "engine_failed"
+        assert "nothing for 3 s" in caught.value.message
+        assert await gone(first)
+        while engine.restarts == 0:  # noqa: ASYNC110 - bounded by the test's own limit
+            await asyncio.sleep(0.02)
+        assert len(await collect(engine, chat("Hello"))) > 1
 
 
 async def test_close_fails_calls_under_way(gguf: Path) -> None:

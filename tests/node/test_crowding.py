@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from inferpool.payments.gate import PaymentGate
-from inferpool.protocol.limits import QUEUE_MAX
+from inferpool.protocol.limits import QUEUE_MAX, READER_STALL_S
+from inferpool.protocol.receipt import Outcome, SignedReceipt
 from tests.node.parts import Answer, World, world
 
 
@@ -76,3 +77,17 @@ async def test_a_full_queue_is_503_with_the_time_to_come_back() -> None:
         for answer in refused:
             assert (answer.status, answer.code) == (503, "overloaded")
             assert again_later(answer) >= 1
+
+
+async def test_who_neither_reads_nor_leaves_holds_no_place_for_ever() -> None:
+    async with world() as made:
+        payer = await made.payer()
+        stream = await payer.open_chat(payer.next_id(), max_tokens=1024)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        while made.node.node.busy:  # noqa: ASYNC110 - bounded by the test's own limit
+            await asyncio.sleep(1)
+        assert READER_STALL_S <= loop.time() - begun < 2 * READER_STALL_S
+        (kept,) = (await payer.receipts()).json["receipts"]
+        assert SignedReceipt.from_wire(kept).receipt.outcome is Outcome.CANCELLED
+        await stream.close()

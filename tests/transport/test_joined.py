@@ -22,6 +22,9 @@ class Wire(asyncio.Transport):
     def close(self) -> None:
         self.sent.append(b"(closed)")
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def is_closing(self) -> bool:
         return self.sent[-1:] == [b"(closed)"]
 
