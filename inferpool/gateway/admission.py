@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,19 +25,36 @@ if TYPE_CHECKING:
     from inferpool.gateway.walk_ins import WalkIn
 
 
-class SharedBudgets(Protocol):
-    """Budgets that other gateway processes hold against too."""
+class SharedLimits(Protocol):
+    """Budgets and rates that other gateway processes count against too. Each raises
+    Unavailable(ledger_unavailable) while the common book is away."""
 
-    async def read(self, account: Account) -> None:
-        """Learn what the others spent and hold now."""
+    def concerns(self, account: Account) -> bool:
+        """Whether anything of it is limited; else nobody is asked."""
         ...
 
-    async def reserve(self, account: Account, pico_usd: int) -> bool:
-        """Reserve in the common book; False where a limit forbids it. Learns as `read`."""
+    async def begin(self, account: Account) -> None:
+        """A request begins. Raises RateLimited."""
         ...
 
-    def give_back(self, account: Account) -> None:
-        """Lower what is reserved there to what is held here, soon."""
+    def end(self, account: Account) -> None:
+        """It ended."""
+        ...
+
+    async def reserve(self, account: Account, client_id: str, pico_usd: int) -> bool:
+        """Reserve for a request; False where a limit forbids it. Learns how the others stand."""
+        ...
+
+    def release(self, account: Account, client_id: str) -> None:
+        """Free what was reserved for a request, once its bill is on disk."""
+        ...
+
+    async def take_tokens(self, account: Account, units: int) -> None:
+        """Count expected tokens. Raises RateLimited."""
+        ...
+
+    def correct_tokens(self, account: Account, units: int) -> None:
+        """Count more, or fewer where negative."""
         ...
 
 
@@ -48,6 +65,7 @@ class Caller:
     account_id: bytes
     account: Account
     client_ids: list[str] = field(default_factory=list)  # of its request, once it is held
+    shared: SharedLimits | None = None  # that count its request, where others do too
     walk_in: WalkIn | None = None  # where it pays by x402
 
     @property
@@ -66,28 +84,42 @@ class Caller:
         """The rules that its requests must keep."""
         return [purse.rules for purse in self.account.purses]
 
-    @contextmanager
-    def admitted(self, now_ms: int) -> Iterator[None]:
-        """While a request of it is served. Raises RateLimited."""
-        rates = self.rates
+    @asynccontextmanager
+    async def admitted(
+        self, now_ms: int, shared: SharedLimits | None = None
+    ) -> AsyncIterator[None]:
+        """While a request of it is served. Raises RateLimited, Unavailable."""
+        rates, account = self.rates, self.account
+        self.shared = shared if shared is not None and shared.concerns(account) else None
+        if self.shared is not None:
+            await self.shared.begin(account)
+        else:
+            for rate in rates:
+                rate.check(now_ms)
         for rate in rates:
-            rate.check(now_ms)
-        for rate in rates:
-            rate.begin()
+            rate.begin(counted=self.shared is not None)
         try:
             yield
         finally:
             for rate in rates:
                 rate.end()
+            if self.shared is not None:
+                self.shared.end(account)
 
-    def take_tokens(self, units: int, now_ms: int) -> None:
-        """Count expected tokens, to be corrected at the end. Raises RateLimited."""
+    async def take_tokens(self, units: int, now_ms: int) -> None:
+        """Count expected tokens, to be corrected at the end. Raises RateLimited, Unavailable."""
+        if self.shared is not None:
+            await self.shared.take_tokens(self.account, units)
+            return
         for rate in self.rates:
             rate.check_tokens(units, now_ms)
         self.correct_tokens(units)
 
     def correct_tokens(self, units: int) -> None:
         """Count more, or fewer where negative."""
+        if self.shared is not None:
+            self.shared.correct_tokens(self.account, units)
+            return
         for rate in self.rates:
             rate.tokens.take(units)
 
@@ -165,7 +197,6 @@ class Hold:
     units: int = 0  # that settled attempts used
     fee_bps: int = 0
     fee_pico_usd: int = 0  # billed so far
-    shared: SharedBudgets | None = field(default=None, repr=False)
 
     async def settle(self, usage: Usage | None = None) -> None:
         """The answer is whole: what was billed is what a walk-in pays, told with the answer."""
@@ -187,10 +218,10 @@ class Hold:
 
     async def _more(self, more_pico_usd: int) -> bool:
         most = more_pico_usd + fee_up(more_pico_usd, self.fee_bps)
-        account = self.caller.account
+        account, shared = self.caller.account, self.caller.shared
         walk_in = self.caller.walk_in
         if walk_in and not walk_in.covers(account.held[self.client_id.encode()] + most):
             return False
-        if self.shared is not None and not await self.shared.reserve(account, most):
+        if shared is not None and not await shared.reserve(account, self.client_id, most):
             return False
         return account.hold_more(self.client_id.encode(), most)

@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from inferpool import __version__
 from inferpool.gateway import openapi
@@ -131,7 +131,7 @@ class GatewayApp:
             body = await request.body(limit)
 
             async def work(through: HttpRequest) -> None:
-                with self._admitted(through, caller):
+                async with self._admitted(through, caller):
                     await serve(through, body, caller)
 
             await self._served(request, body, caller, work)
@@ -177,14 +177,17 @@ class GatewayApp:
         except RuntimeError:  # the answer had begun: it ends here, without its clean end
             _LOG.warning("%s broke off in mid-answer: %s", request.path, error.message)
 
-    @contextmanager
-    def _admitted(self, request: HttpRequest, caller: Caller) -> Iterator[None]:
-        """While a paid request is served, within the rate limits of its key."""
-        now_ms = self._gateway.clock.now_ms
+    @asynccontextmanager
+    async def _admitted(self, request: HttpRequest, caller: Caller) -> AsyncIterator[None]:
+        """While a paid request is served, within the rate limits of its key, and while what it
+        costs can be written down. Raises RateLimited, Unavailable."""
+        gateway = self._gateway
+        gateway.ledger.journal.check()
+        now_ms = gateway.clock.now_ms
         request.added = lambda: caller.rate_headers(now_ms())
         if caller.walk_in is not None:
             request.added = caller.walk_in.headers
-        with caller.admitted(now_ms()):
+        async with caller.admitted(now_ms(), gateway.shared):
             yield
 
     async def _quote(self, request: HttpRequest) -> None:
@@ -219,7 +222,7 @@ class GatewayApp:
             body = await request.body(limits.BODY_TENSOR_MAX)
 
             async def work(through: HttpRequest) -> None:
-                with self._admitted(through, caller):
+                async with self._admitted(through, caller):
                     await self._gateway.infer(through, name, body, caller)
 
             await self._served(request, body, caller, work)

@@ -19,7 +19,7 @@ from typing import Final
 from inferpool.clock import Clock
 from inferpool.engines.audio import length_ms
 from inferpool.gateway import relay
-from inferpool.gateway.admission import Caller, Hold, SharedBudgets, both
+from inferpool.gateway.admission import Caller, Hold, SharedLimits, both
 from inferpool.gateway.affinity import Blocks, PrefixMap, blocks, texts
 from inferpool.gateway.answers import Answer, StreamedAnswer, WholeAnswer
 from inferpool.gateway.chat import Parsed, TextRun
@@ -34,6 +34,7 @@ from inferpool.gateway.route_book import RouteBook
 from inferpool.gateway.router import Route, Wanted, choose
 from inferpool.gateway.treasury import Treasury
 from inferpool.gateway.walk_ins import WalkIns
+from inferpool.payments.budget import Account
 from inferpool.payments.fees import fee_down, fee_up, without_fee
 from inferpool.payments.payer_ledger import PayerLedger
 from inferpool.protocol import headers, images
@@ -41,7 +42,7 @@ from inferpool.protocol.answers import event
 from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.completion import CompletionRequest
 from inferpool.protocol.embeddings import EmbeddingsRequest
-from inferpool.protocol.errors import BadRequest, InferpoolError, Unavailable
+from inferpool.protocol.errors import BadRequest, InferpoolError, PaymentRequired, Unavailable
 from inferpool.protocol.forms import form_of
 from inferpool.protocol.images import ImagesRequest
 from inferpool.protocol.job import Job, Task
@@ -73,7 +74,7 @@ class Gateway:
     random: Callable[[int], bytes] = secrets.token_bytes
     value_of_time_pico_usd_per_s: int = 0
     fee_bps: int = 0  # on top of what nodes charge, in hundredths of a percent
-    shared: SharedBudgets | None = None  # where other processes use the same accounts
+    shared: SharedLimits | None = None  # where other processes use the same accounts
     walk_ins: WalkIns | None = None  # where it is paid by x402
     metrics: GatewayMetrics = field(init=False)
     flights: Flights = field(init=False)
@@ -83,7 +84,7 @@ class Gateway:
 
     def __post_init__(self) -> None:
         self.metrics = GatewayMetrics(self.ledger, self.directory, lambda: self.flights)
-        self.reconciler = Reconciler(self.ledger, self.clock, self.fee_bps)
+        self.reconciler = Reconciler(self.ledger, self.clock, self.free, self.fee_bps)
         self.flights = Flights(
             self.treasury,
             self.ledger,
@@ -239,8 +240,6 @@ class Gateway:
         """
         caller.check_model(job.model)
         caller.account.at(self.clock.now_ms())
-        if self.shared is not None:
-            await self.shared.read(caller.account)
         free = caller.free_pico_usd
         return self.choose(job, caller, free, prompt, preferences, tallied=tallied)
 
@@ -290,9 +289,9 @@ class Gateway:
         expected = route.units_in + route.units_out
         try:
             hold = await self._held(caller, route, client_id)
-            caller.take_tokens(expected, self.clock.now_ms())
-        except InferpoolError:
-            await self._end(caller, client_id)
+            await caller.take_tokens(expected, self.clock.now_ms())
+        except BaseException:
+            await asyncio.shield(self._end(caller, client_id))
             raise
         self.note(hold, route)
         caller.client_ids.append(client_id)
@@ -320,10 +319,15 @@ class Gateway:
         cheapest = min(candidate.maximum_pico_usd for candidate in route.candidates)
         most = covered[0].maximum_pico_usd if covered else cheapest
         with_fee = most + fee_up(most, bps)
-        if self.shared is not None:
-            await self.shared.reserve(account, with_fee)  # where it fails, so does what follows
-        account.hold(client_id.encode(), with_fee)
-        return Hold(client_id, caller, covered, most, fee_bps=bps, shared=self.shared)
+        shared = caller.shared
+        if shared is not None and not await shared.reserve(account, client_id, with_fee):
+            raise account.refusal(account.tightest_purse, with_fee)
+        try:
+            account.hold(client_id.encode(), with_fee)
+        except PaymentRequired:
+            self.release(caller, client_id)
+            raise
+        return Hold(client_id, caller, covered, most, fee_bps=bps)
 
     async def _end(self, caller: Caller, client_id: str) -> None:
         self.release(caller, client_id)
@@ -332,9 +336,13 @@ class Gateway:
 
     def release(self, caller: Caller, client_id: str) -> None:
         """End a hold."""
-        caller.account.release(client_id.encode())
+        self.free(caller.account, client_id)
+
+    def free(self, account: Account, client_id: str) -> None:
+        """End a hold, here and in the common book."""
+        account.release(client_id.encode())
         if self.shared is not None:
-            self.shared.give_back(caller.account)
+            self.shared.release(account, client_id)
 
     def note(self, hold: Hold, route: Route) -> None:
         """Keep the trace of a request's choice."""

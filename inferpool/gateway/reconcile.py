@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ class Reconciler:
 
     ledger: PayerLedger
     clock: Clock
+    free: Callable[[Account, str], None]  # end a client request's hold
     fee_bps: int = 0
     _tasks: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
     _proving: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
@@ -320,7 +322,7 @@ class Reconciler:
         """Free the budget's hold once nothing of the client's request can be charged any more."""
         _, account = self._account(record.account)
         if account is not None and not self.flights.pending(record.client_request_id):
-            account.release(record.client_request_id.encode())
+            self.free(account, record.client_request_id)
             if self.walk_ins is not None and record.client_request_id in self.walk_ins.waiting:
                 ending = asyncio.create_task(
                     self.walk_ins.ended(record.client_request_id), name="settle a walk-in"
@@ -336,10 +338,8 @@ class Reconciler:
         return [item for item in self._lost.values() if item.channel_id == channel.channel_id]
 
     def _account(self, name: str) -> tuple[bytes | None, Account | None]:
-        for key_hash, account in self.ledger.accounts.items():
-            if account.name == name:
-                return key_hash, account
-        return None, None
+        account_id = self.ledger.keys.by_name.get(name)
+        return account_id, self.ledger.accounts[account_id] if account_id is not None else None
 
 
 def _forgotten(node: KnownNode, signed: SignedReceipt) -> AttemptRecord:

@@ -52,6 +52,7 @@ class Treasury:
     authorizer: Key
     caps: Caps
     random: Callable[[int], bytes] = secrets.token_bytes
+    check: Callable[[], None] = lambda: None  # raises where this process may not sign now
     request_ids: RequestIds = field(init=False)
     leaving: set[bytes] = field(default_factory=set)  # channels that are on their way out
     _by_node: dict[bytes, PayerChannel] = field(default_factory=dict)
@@ -98,8 +99,10 @@ class Treasury:
     async def channel(self, offer: Offer) -> PayerChannel:
         """The open channel to a node, opened with a deposit the first time.
 
-        Raises PaymentRequired where terms or caps forbid it, Unavailable where the chain is away.
+        Raises PaymentRequired where terms or caps forbid it, Unavailable where the chain or the
+        book is away.
         """
+        self.check()
         channel = self._by_node.get(offer.node)
         if channel is not None and self._fits(channel, offer.terms):
             return channel
@@ -215,8 +218,10 @@ class Treasury:
         )
 
     def _check_caps(self, node: bytes, amount: int) -> None:
-        at_node = self._locked_by(node)
-        if at_node + amount > self.caps.per_node or self.locked + amount > self.caps.total:
+        elsewhere = self.ledger.locked_elsewhere()
+        at_node = self._locked_by(node) + sum(units for owner, units in elsewhere if owner == node)
+        locked = self.locked + sum(units for _, units in elsewhere)
+        if at_node + amount > self.caps.per_node or locked + amount > self.caps.total:
             raise PaymentRequired(
                 f"A deposit of {amount} base units is over this gateway's caps"
                 f" ({self.caps.per_node} a node, {self.caps.total} in all).",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from inferpool.payments.budget import Account, Purse, Team
+from inferpool.payments.database import is_double
 from inferpool.payments.key_book import KeyBook
 from inferpool.payments.rules import NO_RULES
 from inferpool.protocol.encoding import sha256
@@ -36,8 +37,8 @@ class Access:
         """A new key: `name`, `team` and rules. Raises BadRequest."""
         given = _members(value)
         name = _name(given.pop("name", None))
-        if any(account.name == name for account in self.book.accounts.values()):
-            raise BadRequest(f"The name {name!r} is taken.", param="name")
+        if name in self.book.by_name:
+            raise _taken(name)
         team = self._team(given.pop("team", None) or "")
         rules = NO_RULES.changed(given)
         account = Account(name, rules.total_pico_usd)
@@ -45,7 +46,13 @@ class Access:
         account_id = sha256(key.encode())
         added = self.book.add_account(key, account, now)
         changed = self.book.set_account(account_id, rules, team, now)
-        await added
+        try:
+            await added
+        except Exception as error:
+            self.book.forget(account_id)
+            if not is_double(error):
+                raise
+            raise _taken(name) from None
         await changed
         return {"key": key, **self.show(name)}
 
@@ -77,7 +84,7 @@ class Access:
             ],
             "revoked": all(key.revoked_ms for key in keys),
             **_money(account),
-            "running": account.rate.running,
+            "running": account.rate.running + account.rate.running_elsewhere,
             "rules": account.rules.to_wire(),
         }
 
@@ -124,7 +131,7 @@ class Access:
             "name": name,
             "keys": sorted(account.name for account in mine),
             **_money(team),
-            "running": team.rate.running,
+            "running": team.rate.running + team.rate.running_elsewhere,
             "rules": team.rules.to_wire(),
         }
 
@@ -133,7 +140,7 @@ class Access:
         given = _members(value)
         name = _name(given.pop("name", None))
         if name in self.book.teams:
-            raise BadRequest(f"The name {name!r} is taken.", param="name")
+            raise _taken(name)
         await self.book.set_team(name, NO_RULES.changed(given), self.now_ms())
         return self.show_team(name)
 
@@ -143,6 +150,10 @@ class Access:
         team: Team = self.book.teams[name]
         await self.book.set_team(name, team.rules.changed(_members(value)), self.now_ms())
         return self.show_team(name)
+
+
+def _taken(name: str) -> BadRequest:
+    return BadRequest(f"The name {name!r} is taken.", param="name")
 
 
 def _members(value: object) -> dict[str, Any]:

@@ -72,6 +72,7 @@ class Purse:
     elsewhere: Spent = field(default_factory=Spent)
     held_pico_usd: int = 0
     held_elsewhere_pico_usd: int = 0
+    owner: bytes = b""  # its id in the book of keys
 
     def __post_init__(self) -> None:
         if self.limit_pico_usd is not None:
@@ -154,6 +155,13 @@ class Account(Purse):
         """What may still be held, or None without a limit."""
         found = [purse.tightest for purse in self.purses]
         return min((item[0] for item in found if item is not None), default=None)
+
+    @property
+    def tightest_purse(self) -> Purse:
+        """The one that has the least left; itself where nothing is limited."""
+        found = [(purse.tightest, purse) for purse in self.purses]
+        limited = [(free[0], purse) for free, purse in found if free is not None]
+        return min(limited, key=lambda item: item[0])[1] if limited else self
 
     def at(self, now_ms: int) -> None:
         """Begin a new day or month where one began."""

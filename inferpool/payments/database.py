@@ -209,6 +209,12 @@ def passes(error: BaseException | None) -> bool:
     return str(state).startswith(_PASSING)
 
 
+def is_double(error: BaseException) -> bool:
+    """Whether a row was refused because another one has its place."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    return type(original).__name__ in ("IntegrityError", "UniqueViolation")
+
+
 def away(error: BaseException) -> Unavailable:
     """What a caller is told: nothing was done, and it may try again."""
     why = str(getattr(error, "orig", error)).strip().partition("\n")[0][:200]

@@ -7,21 +7,35 @@ of its first key, which outlives the key itself.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 import orjson
-from sqlalchemy import select
+from sqlalchemy import Select, literal_column, select
+from sqlalchemy.engine import Row
 
 from inferpool.payments.budget import Account, Purse, Spent, Team
+from inferpool.payments.database import insert
 from inferpool.payments.journal import Journal, Write, upsert
 from inferpool.payments.rules import NO_RULES, Rules
-from inferpool.payments.schema import ACCOUNTS, API_KEYS, RULES, SPENDING
+from inferpool.payments.schema import ACCOUNTS, API_KEYS, RULES, SPENDING, VERSIONS
 from inferpool.protocol.encoding import sha256
 from inferpool.protocol.errors import BadRequest
 from inferpool.protocol.limits import KEYS_MAX
 
 _SHOWN_START, _SHOWN_END = 12, 4
 _TEAM = b"team:"
+_VERSION: Final = "keys"
+Rows = dict[str, Sequence[Row[Any]]]
+# In this order: whoever reads while another writes sees an account's team before the account.
+_READ: Final[dict[str, Select[Any]]] = {
+    "rules": select(RULES),
+    "accounts": select(ACCOUNTS),
+    "keys": select(API_KEYS),
+    "spending": select(SPENDING),
+}
 
 
 @dataclass(slots=True)
@@ -46,79 +60,126 @@ _SPENDING_ROW = ("owner", "lane", "total", "month", "in_month", "day", "on_day")
 
 
 class KeyBook:
-    """Accounts by id, teams by name, keys by hash. `lane`: whose spending this process writes.
+    """Accounts by id, teams by name, keys by hash. `lane`: whose spending this process writes."""
 
-    `share`: how many processes share the rate limits, of which each enforces its part.
-    """
-
-    def __init__(self, journal: Journal, lane: str = "", share: int = 1) -> None:
-        self._journal, self._lane, self._share = journal, lane, share
+    def __init__(self, journal: Journal, lane: str = "") -> None:
+        self._journal, self._lane = journal, lane
         self._save_account = upsert(journal, ACCOUNTS, "key_hash")
         self._save_key = upsert(journal, API_KEYS, "key_hash")
         self._save_rules = upsert(journal, RULES, "owner")
         self._save_spending = upsert(journal, SPENDING, "owner", "lane")
         assert self._save_spending.names == _SPENDING_ROW, "rows are written by position"
+        raised = insert(journal.dialect, VERSIONS).on_conflict_do_update(
+            index_elements=["name"], set_={"number": VERSIONS.c.number + literal_column("1")}
+        )
+        self._raise_version = journal.compile(raised)
+        self._version, self._writes = 0, 0
+        self._refreshing: asyncio.Task[None] | None = None
+        self._unsaved: Counter[bytes] = Counter()  # writes of spending on their way, by account
         self.accounts: dict[bytes, Account] = {}
+        self.by_name: dict[str, bytes] = {}  # ids of accounts
         self.created_ms: dict[bytes, int] = {}  # of accounts, and of teams by their owner's name
         self.teams: dict[str, Team] = {}
         self.keys: dict[bytes, ApiKey] = {}
-        self.load()
+        self._version = self._number(journal.read(select(VERSIONS)))
+        self._take({name: journal.read(query) for name, query in _READ.items()}, first=True)
 
     # -- what is on disk ------------------------------------------------------------------------
 
-    def load(self) -> None:
-        """Read what changed on disk, or everything the first time; what is in flight stays."""
-        read = self._journal.read
-        rules = {row.owner: row for row in read(select(RULES))}
+    @staticmethod
+    def _number(rows: Sequence[Row[Any]]) -> int:
+        return next((int(row.number) for row in rows if row.name == _VERSION), 0)
+
+    async def refresh(self, *, always: bool = False) -> None:
+        """Read what other processes changed; whoever asks meanwhile waits for the same reading.
+
+        `always`: also where no key changed, for what the others spent.
+        """
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._refresh(always=always), name="keys")
+        task = self._refreshing
+        try:
+            await asyncio.shield(task)
+        finally:
+            if task.done() and self._refreshing is task:
+                self._refreshing = None
+
+    async def rest(self) -> None:
+        """Wait for a reading that is under way."""
+        if self._refreshing is not None:
+            await asyncio.wait([self._refreshing])
+
+    async def _refresh(self, *, always: bool) -> None:
+        while True:
+            writes = self._writes
+            number = self._number(await self._journal.ask(select(VERSIONS)))
+            if number == self._version and not always:
+                return
+            rows = {name: await self._journal.ask(query) for name, query in _READ.items()}
+            if self._writes == writes:  # else this process wrote meanwhile: read that too
+                self._version = number
+                self._take(rows)
+                return
+
+    def _take(self, rows: Rows, *, first: bool = False) -> None:
+        """What changed on disk, or everything the first time; what is in flight stays."""
+        rules = {row.owner: row for row in rows["rules"]}
         for owner, row in rules.items():
             if owner.startswith(_TEAM):
                 name = owner[len(_TEAM) :].decode()
-                team = self.teams.setdefault(name, Team(name, None))
+                team = self.teams.setdefault(name, Team(name, None, owner=owner))
                 self._apply(team, NO_RULES.changed(orjson.loads(row.data)))
                 self.created_ms[owner] = row.created_ms
-        for row in read(select(ACCOUNTS)):
+        for row in rows["accounts"]:
             limit = None if row.limit_pico_usd is None else int(row.limit_pico_usd)
             account = self.accounts.get(row.key_hash)
             if account is None:
                 account = Account(row.name, limit, int(row.spent_pico_usd))
-                self.accounts[row.key_hash] = account
-            self.created_ms[row.key_hash] = row.created_ms
+                self._add(row.key_hash, account, row.created_ms)
             found = rules.get(row.key_hash)
             if found is not None:
-                account.team = self.teams.get(found.team)
+                team_now = self.teams.get(found.team)
+                if account.team is not team_now:
+                    _move(account, team_now)
                 self._apply(account, NO_RULES.changed(orjson.loads(found.data)))
         self.keys.update(
             {
                 row.key_hash: ApiKey(
                     row.key_hash, row.account, row.shown, row.created_ms, row.revoked_ms
                 )
-                for row in read(select(API_KEYS))
+                for row in rows["keys"]
             }
         )
         for key_hash, created_ms in self.created_ms.items():
             if key_hash in self.accounts and key_hash not in self.keys:  # of an earlier version
                 self.keys[key_hash] = ApiKey(key_hash, key_hash, "...", created_ms)
-        self._load_spending()
+        self._take_spending(rows["spending"], first=first)
 
-    def _load_spending(self) -> None:
+    def _add(self, account_id: bytes, account: Account, created_ms: int) -> None:
+        account.owner = account_id
+        self.accounts[account_id] = account
+        self.by_name[account.name] = account_id
+        self.created_ms[account_id] = created_ms
+
+    def _take_spending(self, rows: Sequence[Row[Any]], *, first: bool) -> None:
         purses: dict[bytes, Purse] = {**self.accounts}
         purses |= {_TEAM + name.encode(): team for name, team in self.teams.items()}
         others: dict[bytes, list[Spent]] = {}
-        for row in self._journal.read(select(SPENDING)):
+        for row in rows:
             spent = Spent(int(row.total), row.month, int(row.in_month), row.day, int(row.on_day))
             purse = purses.get(row.owner)
             if purse is None:
                 continue
             if row.lane != self._lane:
                 others.setdefault(row.owner, []).append(spent)
-            elif spent.total > purse.own.total:  # at the start; later memory is ahead of the disk
+            elif first:  # later memory is ahead of the disk
                 purse.own = spent
         for owner, found in others.items():
             purses[owner].elsewhere = together(found)
 
     def _apply(self, purse: Account | Team, rules: Rules) -> None:
         purse.rules, purse.limit_pico_usd = rules, rules.total_pico_usd
-        purse.rate.set(rules, purse.rate.requests.at_ms, self._share)
+        purse.rate.set(rules, purse.rate.requests.at_ms)
 
     # -- asking ---------------------------------------------------------------------------------
 
@@ -135,9 +196,9 @@ class KeyBook:
 
     def named(self, name: str) -> tuple[bytes, Account]:
         """The account of a name. Raises BadRequest(not_found)."""
-        for account_id, account in self.accounts.items():
-            if account.name == name:
-                return account_id, account
+        account_id = self.by_name.get(name)
+        if account_id is not None:
+            return account_id, self.accounts[account_id]
         raise BadRequest(f"No API key has the name {name[:64]!r}.", code="not_found")
 
     def keys_of(self, account_id: bytes) -> list[ApiKey]:
@@ -151,13 +212,25 @@ class KeyBook:
         """Store an account with its first key."""
         account_id = sha256(key.encode())
         writes = self._new_key(key, account_id, created_ms)
-        self.accounts[account_id] = account
-        self.created_ms[account_id] = created_ms
-        return self._journal.write([*writes, *self._account_writes(account_id)])
+        self._add(account_id, account, created_ms)
+        return self._write([*writes, *self._account_writes(account_id)])
+
+    def forget(self, account_id: bytes) -> None:
+        """Take back what `add_account` put into memory, where the disk refused it."""
+        del self.by_name[self.accounts.pop(account_id).name]
+        del self.created_ms[account_id]
+        for key in self.keys_of(account_id):
+            del self.keys[key.key_hash]
+
+    def _write(self, writes: list[Write]) -> asyncio.Future[None]:
+        """Keys or rules, with the number by which other processes see that they changed."""
+        self._writes += 1
+        raised = Write(self._raise_version, {"name": _VERSION, "number": 1})
+        return self._journal.write([*writes, raised])
 
     def add_key(self, key: str, account_id: bytes, created_ms: int) -> asyncio.Future[None]:
         """One more key of an account."""
-        return self._journal.write(self._new_key(key, account_id, created_ms))
+        return self._write(self._new_key(key, account_id, created_ms))
 
     def _new_key(self, key: str, account_id: bytes, created_ms: int) -> list[Write]:
         if len(self.keys) >= KEYS_MAX:
@@ -173,7 +246,7 @@ class KeyBook:
             if not key.revoked_ms and key.key_hash != keep:
                 key.revoked_ms = now_ms
                 writes.append(self._key_write(key))
-        return self._journal.write(writes)
+        return self._write(writes)
 
     def set_account(
         self, account_id: bytes, rules: Rules, team: str, now_ms: int
@@ -184,17 +257,30 @@ class KeyBook:
         _move(account, self.teams.get(team))
         account.rate.requests.at_ms = max(account.rate.requests.at_ms, now_ms)
         self._apply(account, rules)
-        return self._journal.write(self._account_writes(account_id))
+        return self._write(self._account_writes(account_id))
 
     def set_team(self, name: str, rules: Rules, now_ms: int) -> asyncio.Future[None]:
         """A new team, or other rules of one."""
         if name not in self.teams and len(self.teams) >= KEYS_MAX:
             raise BadRequest(f"There are {KEYS_MAX} teams already, the most that are kept.")
-        team = self.teams.setdefault(name, Team(name, None))
         owner = _TEAM + name.encode()
+        team = self.teams.setdefault(name, Team(name, None, owner=owner))
         self.created_ms.setdefault(owner, now_ms)
         self._apply(team, rules)
-        return self._journal.write([self._rules_write(owner, team, "")])
+        return self._write([self._rules_write(owner, team, "")])
+
+    def spent(self, account_id: bytes, saved: asyncio.Future[None]) -> None:
+        """An account's spending is on its way to the disk."""
+        self._unsaved[account_id] += 1
+        saved.add_done_callback(lambda _: self._unsaved.subtract((account_id,)))
+
+    def when_spent(self, account: Account, then: Callable[[], None]) -> None:
+        """Go on when all that an account has spent is on disk, where others see it."""
+        if self._unsaved[account.owner] <= 0:
+            then()
+            return
+        saved = self._journal.write([])
+        saved.add_done_callback(lambda _: then())
 
     def spending(self, account_id: bytes) -> list[Write]:
         """What an account, and its team, spent in this lane."""

@@ -18,6 +18,7 @@ from inferpool.protocol.attempt import Attempt
 from inferpool.protocol.encoding import parse
 from inferpool.protocol.lifecycle import ATTEMPT_MOVES, AttemptState, move
 from inferpool.protocol.receipt import SignedReceipt
+from inferpool.protocol.units import base_units_down
 from inferpool.protocol.voucher import ChannelConfig, canonical_config
 
 _ENDED = (AttemptState.SETTLED, AttemptState.REFUSED, AttemptState.FAILED)
@@ -89,7 +90,7 @@ _AMOUNTS = (
 _NAMES = tuple(item.name for item in fields(AttemptRecord))
 
 
-def _row(record: AttemptRecord) -> tuple[object, ...]:
+def _row(record: AttemptRecord, lane: str) -> tuple[object, ...]:
     """Its columns in the order of the table: a dictionary of them costs three times as much."""
     return (
         record.request_id,
@@ -113,17 +114,18 @@ def _row(record: AttemptRecord) -> tuple[object, ...]:
         record.ended_ms,
         record.error_code,
         record.receipt,
+        lane,
     )
 
 
 _ROW = (
     *("request_id", "client_request_id", "account", "node", "channel_id", "model", "task"),
     *("state", *_AMOUNTS, "prompt_units", "output_units", "seq"),
-    *("started_ms", "first_ms", "ended_ms", "error_code", "receipt"),
+    *("started_ms", "first_ms", "ended_ms", "error_code", "receipt", "lane"),
 )
 _CHANNEL_ROW = (
     *("channel_id", "node", "config", "decimals"),
-    *("balance", "total_pico_usd", "signed_max", "base_pico_usd"),
+    *("balance", "total_pico_usd", "signed_max", "base_pico_usd", "lane"),
 )
 
 
@@ -136,6 +138,7 @@ class PayerLedger:
 
     def __init__(self, journal: Journal, chain_id: int, lane: str = "") -> None:
         self.journal = journal
+        self.lane = lane
         self._chain_id = chain_id
         self._save_channel = upsert(journal, PAYER_CHANNELS, "channel_id")
         self._save_attempt = upsert(journal, ATTEMPTS, "request_id")
@@ -145,10 +148,11 @@ class PayerLedger:
         self.keys = KeyBook(journal, lane)
         self.accounts = self.keys.accounts  # by id
         self.channels: dict[bytes, tuple[bytes, PayerChannel]] = {}  # id -> node, channel
-        for row in journal.read(select(PAYER_CHANNELS)):
+        for row in journal.read(select(PAYER_CHANNELS).where(PAYER_CHANNELS.c.lane == lane)):
             self.channels[row.channel_id] = (row.node, self._load_channel(row))
-        open_ = select(ATTEMPTS).where(ATTEMPTS.c.state.not_in([state.value for state in _ENDED]))
-        self.open_attempts = self._records(open_)
+        open_ = [state.value for state in AttemptState if state not in _ENDED]
+        mine = select(ATTEMPTS).where(ATTEMPTS.c.state.in_(open_), ATTEMPTS.c.lane == lane)
+        self.open_attempts = self._records(mine)
 
     def _load_channel(self, row: Row[Any]) -> PayerChannel:
         query = select(ATTEMPTS.c.seq).where(
@@ -212,10 +216,20 @@ class PayerLedger:
         query = select(PAYER_DEPOSITS.c.amount).where(PAYER_DEPOSITS.c.sent_s > since_s)
         return sum(int(row.amount) for row in self.journal.read(query))
 
+    def locked_elsewhere(self) -> list[tuple[bytes, int]]:
+        """What lies in channels of other lanes, by node, in base units: not charged as they last
+        wrote it."""
+        found = self.journal.read(select(PAYER_CHANNELS).where(PAYER_CHANNELS.c.lane != self.lane))
+        return [
+            (row.node, int(row.balance) - base_units_down(int(row.total_pico_usd), row.decimals))
+            for row in found
+        ]
+
     def last_used_ms(self) -> dict[bytes, int]:
         """When the last attempt of each channel began."""
         last = func.max(ATTEMPTS.c.started_ms).label("last")
-        query = select(ATTEMPTS.c.channel_id, last).group_by(ATTEMPTS.c.channel_id)
+        query = select(ATTEMPTS.c.channel_id, last).where(ATTEMPTS.c.lane == self.lane)
+        query = query.group_by(ATTEMPTS.c.channel_id)
         return {row.channel_id: row.last for row in self.journal.read(query)}
 
     def save_attempt(
@@ -228,9 +242,11 @@ class PayerLedger:
         writes = [self._attempt_write(record)]
         if channel is not None:
             writes.append(self._channel_write(channel))
-        if account_id is not None:
-            writes += self.keys.spending(account_id)
-        return self.journal.write(writes)
+        if account_id is None:
+            return self.journal.write(writes)
+        saved = self.journal.write(writes + self.keys.spending(account_id))
+        self.keys.spent(account_id, saved)
+        return saved
 
     def _channel_write(self, channel: PayerChannel) -> Write:
         channel_id = channel.channel_id
@@ -243,11 +259,12 @@ class PayerLedger:
             str(channel.total_pico_usd),
             str(channel.signed_max),
             str(channel.base_pico_usd),
+            self.lane,
         )
         return Write(self._save_channel, values, channel_id)
 
     def _attempt_write(self, record: AttemptRecord) -> Write:
-        return Write(self._save_attempt, _row(record))
+        return Write(self._save_attempt, _row(record, self.lane))
 
     async def settled(self) -> None:
         """Wait until everything that was written so far is on disk."""

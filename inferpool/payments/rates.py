@@ -74,37 +74,36 @@ class Rate:
     tokens: Bucket
     concurrent: int | None
     running: int
+    running_elsewhere: int  # in other processes, as last read
 
     def __init__(self) -> None:
         self.requests, self.tokens = Bucket(), Bucket()
-        self.concurrent, self.running = None, 0
+        self.concurrent, self.running, self.running_elsewhere = None, 0, 0
 
-    def set(self, rules: Rules, now_ms: int, share: int = 1) -> None:
-        """The limits of rules; one of `share` processes takes its part, rounded up."""
-        self.requests.set(_part(rules.requests_per_minute, share), now_ms)
-        self.tokens.set(_part(rules.tokens_per_minute, share), now_ms)
-        self.concurrent = _part(rules.concurrent, share)
+    def set(self, rules: Rules, now_ms: int) -> None:
+        """The limits of rules."""
+        self.requests.set(rules.requests_per_minute, now_ms)
+        self.tokens.set(rules.tokens_per_minute, now_ms)
+        self.concurrent = rules.concurrent
 
     def check(self, now_ms: int) -> None:
         """Whether one more request may begin. Raises RateLimited with the time to wait."""
         if self.concurrent is not None and self.running >= self.concurrent:
-            raise RateLimited(
-                f"{self.running} requests of this key run at once, which is its limit.",
-                retry_after_s=1,
-            )
+            raise concurrent_reached(self.concurrent)
         wait_ms = self.requests.wait_ms(1, now_ms)
         if wait_ms:
-            raise _late(f"{self.requests.per_minute} requests a minute", wait_ms)
+            raise late(f"{self.requests.per_minute} requests a minute", wait_ms)
 
     def check_tokens(self, units: int, now_ms: int) -> None:
         """Whether so many tokens may be used. Raises RateLimited with the time to wait."""
         wait_ms = self.tokens.wait_ms(units, now_ms)
         if wait_ms:
-            raise _late(f"{self.tokens.per_minute} tokens a minute", wait_ms)
+            raise late(f"{self.tokens.per_minute} tokens a minute", wait_ms)
 
-    def begin(self) -> None:
-        """A request begins."""
-        self.requests.take(1)
+    def begin(self, *, counted: bool = False) -> None:
+        """A request begins; `counted`: the common book has counted it already."""
+        if not counted:
+            self.requests.take(1)
         self.running += 1
 
     def end(self) -> None:
@@ -120,11 +119,15 @@ class Rate:
         ]
 
 
-def _part(limit: int | None, share: int) -> int | None:
-    return None if limit is None else -(-limit // share)
+def concurrent_reached(limit: int) -> RateLimited:
+    """What a caller is told that has too many requests under way."""
+    return RateLimited(
+        f"{limit} requests of this key run at once, which is its limit.", retry_after_s=1
+    )
 
 
-def _late(what: str, wait_ms: int) -> RateLimited:
+def late(what: str, wait_ms: int) -> RateLimited:
+    """What a caller is told that asks too often."""
     return RateLimited(
         f"This key is limited to {what}; try again in {duration(wait_ms).decode()}.",
         retry_after_s=-(-wait_ms // 1000),

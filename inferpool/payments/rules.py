@@ -34,6 +34,12 @@ class Rules:
     max_request_pico_usd: int | None = None
     min_trust_percent: int = 0  # of a node, by this gateway's own experience with it
 
+    @property
+    def rates(self) -> bool:
+        """Whether requests are counted: a minute's, its tokens, or those at once."""
+        counts = (self.requests_per_minute, self.tokens_per_minute, self.concurrent)
+        return any(count is not None for count in counts)
+
     def to_wire(self) -> dict[str, object]:
         """For answers and for the book."""
         found: dict[str, object] = {}

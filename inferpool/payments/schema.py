@@ -133,6 +133,7 @@ PAYER_CHANNELS: Final = Table(
     Column("total_pico_usd", _AMOUNT, nullable=False),
     Column("signed_max", _AMOUNT, nullable=False),
     Column("base_pico_usd", _AMOUNT, nullable=False),
+    Column("lane", String(64), nullable=False, server_default=""),  # the process that signs in it
 )
 
 ATTEMPTS: Final = Table(
@@ -159,7 +160,9 @@ ATTEMPTS: Final = Table(
     Column("ended_ms", BigInteger, nullable=False),
     Column("error_code", String(64), nullable=False),
     Column("receipt", LargeBinary, nullable=False),
+    Column("lane", String(64), nullable=False, server_default=""),
     Index("attempts_by_channel", "channel_id", "seq"),
+    Index("attempts_by_state", "state", "lane"),
     Index("attempts_by_client", "client_request_id"),
 )
 
@@ -183,4 +186,50 @@ PAYER_DEPOSITS: Final = Table(
     Column("channel_id", LargeBinary, nullable=False),
     Column("amount", _AMOUNT, nullable=False),
     Column("sent_s", BigInteger, nullable=False),
+)
+
+# -- what several gateway processes share ---------------------------------------------------------
+
+# Who writes in which lane, and until when it may unless it renews: times are the database's.
+LANES: Final = Table(
+    "lanes",
+    METADATA,
+    Column("lane", String(64), primary_key=True),
+    Column("token", LargeBinary, nullable=False),  # of the process that holds it now
+    Column("place", String(512), nullable=False),  # machine and home
+    Column("until_ms", BigInteger, nullable=False),
+    Column("url", String(512), nullable=False),  # at which the others reach it
+    Column("tls_spki", LargeBinary, nullable=False),
+    Column("secret", LargeBinary, nullable=False),  # with which they do
+)
+
+# What a lane may still spend or run for an account or team, beside what it spent.
+RESERVED: Final = Table(
+    "reserved",
+    METADATA,
+    Column("owner", LargeBinary, primary_key=True),
+    Column("lane", String(64), primary_key=True),
+    Column("held", _AMOUNT, nullable=False),
+    Column("running", BigInteger, nullable=False),
+)
+
+# The rate limits' state of accounts and teams; whoever admits a request locks its rows.
+BUCKETS: Final = Table(
+    "buckets",
+    METADATA,
+    Column("owner", LargeBinary, primary_key=True),
+    Column("requests_per_minute", BigInteger, nullable=True),
+    Column("requests_level", BigInteger, nullable=False),
+    Column("requests_ms", BigInteger, nullable=False),
+    Column("tokens_per_minute", BigInteger, nullable=True),
+    Column("tokens_level", BigInteger, nullable=False),
+    Column("tokens_ms", BigInteger, nullable=False),
+)
+
+# Raised with each change of keys, accounts or rules, so that the others read them again.
+VERSIONS: Final = Table(
+    "versions",
+    METADATA,
+    Column("name", String(64), primary_key=True),
+    Column("number", BigInteger, nullable=False),
 )

@@ -129,6 +129,13 @@ REPLAY_ONE_BYTES_MAX: Final = 16 * 1024 * 1024
 REPLAYS_MAX: Final = 20_000
 RETRIES_FORGIVEN_MAX: Final = 2  # OpenAI's SDK tries twice more
 
+# Processes of one gateway
+LANE_VALID_MS: Final = 15_000  # a process that does not renew its lane has lost it
+LANE_RENEW_MS: Final = 3_000
+KEYS_REFRESH_MS: Final = 1_000  # a key revoked elsewhere opens nothing any more
+SHARED_ASKS_MAX: Final = 256  # admissions in one transaction
+LEDGER_PATIENCE_S: Final = 10.0  # a client waits so long for its bill to be on disk
+
 # Queues
 CONCURRENT_PER_CHANNEL: Final = 64  # below slots + queue of any service: others find a place
 QUEUE_MAX: Final = 64  # calls waiting for a slot of one service

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from inferpool.payments.rates import Bucket, Rate, duration
 from inferpool.payments.rules import NO_RULES, Rules
-from inferpool.protocol.errors import RateLimited
 
 
 @settings(deadline=None)
@@ -54,15 +53,6 @@ def test_a_new_limit_counts_what_was_used() -> None:
     assert rate.requests.wait_ms(3, 0) > 0
     rate.set(NO_RULES, 0)
     rate.check(0)
-
-
-def test_processes_that_share_a_limit_take_a_part_each() -> None:
-    rate = Rate()
-    rate.set(Rules(concurrent=3), 0, share=2)
-    rate.begin()
-    rate.begin()
-    with pytest.raises(RateLimited):
-        rate.check(0)
 
 
 @pytest.mark.parametrize(

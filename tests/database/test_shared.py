@@ -1,0 +1,350 @@
+"""Several gateway processes over one book: lanes, budgets and rates that none of them exceeds."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from sqlalchemy import select, update
+
+from inferpool.clock import SystemClock
+from inferpool.payments.access import Access
+from inferpool.payments.budget import Account
+from inferpool.payments.database import Location
+from inferpool.payments.journal import SqlJournal
+from inferpool.payments.key_book import KeyBook
+from inferpool.payments.lanes import Lane
+from inferpool.payments.schema import LANES, RESERVED
+from inferpool.payments.shared_book import SharedBook
+from inferpool.protocol.errors import BadRequest, RateLimited, Refused, Unavailable
+
+ONE = 1_000_000  # pico-USD
+
+
+@dataclass
+class Side:
+    """One process's side of the book, here one of several in the test's own process."""
+
+    location: Location
+    lane: str
+    place: str = "here"
+    lost: list[str] = field(default_factory=list)
+    journal: SqlJournal = field(init=False)
+    keys: KeyBook = field(init=False)
+    book: SharedBook = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.journal = SqlJournal(self.location)
+        self.keys = KeyBook(self.journal, self.lane)
+        engine = self.journal.engine
+        lane = Lane(engine, self.lane, self.place, lambda: self.lost.append(self.lane))
+        self.book = SharedBook(lane, self.keys)
+        self.access = Access(self.keys, SystemClock().now_ms)
+
+    def start(self) -> float:
+        wait_s = self.book.lane.take()
+        if not wait_s:
+            self.journal.fence = self.book.lane.fence()
+            self.book.start()
+        return wait_s
+
+    async def account(self, name: str) -> Account:
+        await self.keys.refresh()
+        return self.keys.named(name)[1]
+
+    async def die(self) -> None:
+        """kill -9, as far as others can see."""
+        for task in self.book._tasks:
+            task.cancel()
+        await asyncio.gather(*self.book._tasks, return_exceptions=True)
+        self.book._tasks = []
+        self.journal.close()
+
+    async def spend(self, account: Account, client: str, pico_usd: int) -> None:
+        """What a request's bill does."""
+        account.at(SystemClock().now_ms())
+        account.hold(client.encode(), pico_usd)
+        account.spend(client.encode(), pico_usd)
+        saved = self.journal.write(self.keys.spending(account.owner))
+        self.keys.spent(account.owner, saved)
+        account.release(client.encode())
+        self.book.release(account, client)
+        await saved
+
+
+@asynccontextmanager
+async def sides(location: Location, count: int = 3) -> AsyncIterator[list[Side]]:
+    made = [Side(location, f"lane-{number}") for number in range(count)]
+    for side in made:
+        assert side.start() == 0
+    try:
+        yield made
+    finally:
+        for side in made:
+            if side.book._tasks:
+                await side.book.close()
+                side.journal.close()
+
+
+@pytest.mark.parametrize("of", ["key", "team"])
+@pytest.mark.parametrize("limit", ["budget_usd", "budget_month_usd", "budget_day_usd"])
+async def test_of_100_at_once_a_budget_for_10_admits_exactly_10(
+    location: Location, limit: str, of: str
+) -> None:
+    async with sides(location) as made:
+        names = ["web", "bot"] if of == "team" else ["web", "web"]
+        rules = {limit: "0.00001"}  # ten times ONE
+        if of == "team":
+            await made[0].access.create_team({"name": "both", **rules})
+            for name in names:
+                await made[0].access.create({"name": name, "team": "both"})
+        else:
+            await made[0].access.create({"name": "web", **rules})
+        known = [[await side.account(name) for name in names] for side in made]
+        granted = await asyncio.gather(
+            *(made[i % 3].book.reserve(known[i % 3][i % 2], f"req_{i}", ONE) for i in range(100))
+        )
+        assert sum(granted) == 10
+        # Half of them are billed, half end without a charge: five are free again, and no more.
+        passed = [i for i in range(100) if granted[i]]
+        for i in passed[:5]:
+            await made[i % 3].spend(known[i % 3][i % 2], f"req_{i}", ONE)
+        for i in passed[5:]:
+            made[i % 3].book.release(known[i % 3][i % 2], f"req_{i}")
+        await asyncio.gather(*(side.book.read(known[at][0]) for at, side in enumerate(made)))
+        again = await asyncio.gather(
+            *(made[i % 3].book.reserve(known[i % 3][i % 2], f"more_{i}", ONE) for i in range(60))
+        )
+        assert sum(again) == 5
+
+
+async def test_requests_tokens_and_those_at_once_are_counted_together(location: Location) -> None:
+    async with sides(location) as made:
+        await made[0].access.create({"name": "often", "requests_per_minute": 10})
+        await made[0].access.create({"name": "long", "tokens_per_minute": 100})
+        await made[0].access.create({"name": "wide", "concurrent": 4})
+        names = ("often", "long", "wide")
+        known = [{name: await side.account(name) for name in names} for side in made]
+
+        async def tried(name: str, i: int) -> bool:
+            side, account = made[i % 3], known[i % 3][name]
+            try:
+                if name == "long":
+                    await side.book.take_tokens(account, 25)
+                else:
+                    await side.book.begin(account)
+            except RateLimited as error:
+                assert error.retry_after_s
+                return False
+            return True
+
+        for name, most in (("often", 10), ("long", 4), ("wide", 4)):
+            assert sum(await asyncio.gather(*(tried(name, i) for i in range(30)))) == most
+        for _ in range(4):  # it does not matter whose request ended, but who says so
+            for at, side in enumerate(made):
+                if side.book._running.get(known[at]["wide"].owner):
+                    side.book.end(known[at]["wide"])
+                    await side.book.read(known[at]["wide"])
+        assert sum(await asyncio.gather(*(tried("wide", i) for i in range(30)))) == 4
+        made[1].book.correct_tokens(known[1]["long"], -50)
+        await made[1].book.read(known[1]["long"])
+        assert sum(await asyncio.gather(*(tried("long", i) for i in range(30)))) == 2
+
+
+async def test_a_caller_that_leaves_while_it_asks_keeps_nothing(location: Location) -> None:
+    async with sides(location, 2) as made:
+        await made[0].access.create({"name": "web", "budget_usd": "0.000001", "concurrent": 1})
+        account = await made[0].account("web")
+        for _ in range(20):
+            asks = [
+                asyncio.create_task(made[0].book.reserve(account, "req", ONE)),
+                asyncio.create_task(made[0].book.begin(account)),
+            ]
+            await asyncio.sleep(0)
+            for ask in asks:
+                ask.cancel()
+            await asyncio.gather(*asks, return_exceptions=True)
+        for side in made:
+            await side.book.read(await side.account("web"))
+        await made[0].book.read(account)
+        there = await made[1].account("web")
+        assert await made[1].book.reserve(there, "other", ONE)
+        await made[1].book.begin(there)
+
+
+async def test_keys_made_or_revoked_elsewhere_are_known_here(location: Location) -> None:
+    async with sides(location, 2) as made:
+        key = str((await made[0].access.create({"name": "web"}))["key"])
+        assert made[1].keys.account(key) is None
+        await made[1].keys.refresh()
+        assert made[1].keys.account(key) is not None
+        with pytest.raises(BadRequest, match="taken"):
+            await made[1].access.create({"name": "web"})
+        await made[0].access.limit("web", {"concurrent": 3})
+        await made[0].access.revoke("web")
+        await made[1].keys.refresh()
+        assert made[1].keys.account(key) is None
+        assert made[1].keys.named("web")[1].rules.concurrent == 3
+
+
+async def test_two_processes_cannot_make_one_name_at_once(location: Location) -> None:
+    async with sides(location, 2) as made:
+        asked = (side.access.create({"name": "web"}) for side in made)
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        assert sum(isinstance(item, dict) for item in results) == 1, results
+        (refused,) = [item for item in results if isinstance(item, Exception)]
+        assert isinstance(refused, BadRequest)
+        for side in made:
+            await side.keys.refresh()
+            assert [item["name"] for item in Access.keys(side.access)] == ["web"]
+            assert len(side.keys.keys) == 1
+
+
+# -- lanes ---------------------------------------------------------------------------------------
+
+
+async def test_a_lane_is_one_processs_and_a_second_one_waits_for_its_end(
+    location: Location,
+) -> None:
+    async with sides(location, 1) as made:
+        thief = Side(location, "lane-0", place="elsewhere")
+        assert 10 < thief.start() <= 15
+        assert made[0].book.lane.held
+        await made[0].book.close()
+        assert not made[0].book.lane.held
+        assert thief.start() == 0, "an orderly end frees it at once"
+        with pytest.raises(Refused, match="place"):
+            await made[0].access.create({"name": "late"})
+        await thief.book.close()
+        thief.journal.close()
+        made[0].journal.close()
+
+
+async def test_who_was_followed_writes_nothing_any_more(location: Location) -> None:
+    async with sides(location, 1) as made:
+        before = made[0]
+        await before.access.create({"name": "web"})
+        after = Side(location, "lane-0")
+        assert after.start() == 0, "the same home: its lock says that the other is dead"
+        with pytest.raises(Refused, match="place"):
+            await before.access.create({"name": "late"})
+        assert before.lost
+        await asyncio.to_thread(before.book._renew)
+        assert not before.book.lane.held
+        with pytest.raises(Unavailable):
+            before.book.lane.check()
+        await after.keys.refresh()
+        assert list(after.keys.by_name) == ["web"]
+        await after.book.close()
+        after.journal.close()
+
+
+async def test_what_a_dead_process_had_reserved_is_free_when_its_lane_is_over(
+    location: Location,
+) -> None:
+    async with sides(location, 2) as made:
+        await made[0].access.create({"name": "web", "budget_usd": "0.000003", "concurrent": 2})
+        dead, living = await made[0].account("web"), await made[1].account("web")
+        await made[0].book.begin(dead)
+        await made[0].book.begin(dead)
+        assert await made[0].book.reserve(dead, "req_1", 2 * ONE)
+        await made[0].die()
+        assert not await made[1].book.reserve(living, "req_2", 2 * ONE)
+        with pytest.raises(RateLimited):
+            await made[1].book.begin(living)
+        with made[1].journal.engine.begin() as connection:  # its time passes
+            connection.execute(update(LANES).where(LANES.c.lane == "lane-0").values(until_ms=1))
+        assert await made[1].book.reserve(living, "req_3", 2 * ONE)
+        await made[1].book.begin(living)
+
+
+async def test_who_takes_a_lane_again_holds_nothing_of_the_dead_one(location: Location) -> None:
+    async with sides(location, 2) as made:
+        await made[0].access.create({"name": "web", "budget_usd": "0.000003"})
+        account = await made[0].account("web")
+        assert await made[0].book.reserve(account, "req_1", 2 * ONE)
+        await made[0].spend(account, "req_1", ONE)
+        assert await made[0].book.reserve(account, "req_2", 2 * ONE)
+        await made[0].die()
+        again = made[0] = Side(location, "lane-0")
+        assert again.start() == 0
+        found = await again.account("web")
+        assert found.spent_pico_usd == ONE
+        assert await again.book.reserve(found, "req_3", 2 * ONE)
+        assert not await made[1].book.reserve(await made[1].account("web"), "req_4", 1)
+        rows = again.journal.read(select(RESERVED))
+        assert {row.lane: row.held for row in rows} == {"lane-0": str(2 * ONE), "lane-1": "0"}
+
+
+# -- real processes ------------------------------------------------------------------------------
+
+CHILD = """
+import asyncio, sys
+from pathlib import Path
+from inferpool.payments.journal import SqlJournal
+from inferpool.payments.key_book import KeyBook
+from inferpool.payments.lanes import Lane
+from inferpool.payments.shared_book import SharedBook
+
+async def main(where, lane, count):
+    journal = SqlJournal(where if "://" in where else Path(where))
+    book = SharedBook(Lane(journal.engine, lane, lane, print), KeyBook(journal, lane))
+    assert book.lane.take() == 0
+    journal.fence = book.lane.fence()
+    book.start()
+    account = book.keys.named("web")[1]
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    asks = (book.reserve(account, f"req_{i}", 1_000_000) for i in range(int(count)))
+    print(sum(await asyncio.gather(*asks)), flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    await book.close()
+    journal.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.timeout(120)
+async def test_over_three_processes_too(location: Location) -> None:
+    journal = SqlJournal(location)
+    access = Access(KeyBook(journal), SystemClock().now_ms)
+    await access.create({"name": "web", "budget_usd": "0.00001"})
+    journal.close()
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(location), f"lane-{at}", str(count)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for at, count in enumerate((34, 33, 33))
+    ]  # fmt: skip
+
+    def said(child: subprocess.Popen[str]) -> str:
+        assert child.stdout is not None
+        return child.stdout.readline().strip()
+
+    def tell(child: subprocess.Popen[str]) -> None:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+
+    try:
+        assert [said(child) for child in children] == ["ready"] * 3
+        for child in children:
+            tell(child)
+        assert sum(int(said(child)) for child in children) == 10
+        for child in children:
+            tell(child)
+        assert [child.wait(30) for child in children] == [0] * 3
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    pipe.close()
