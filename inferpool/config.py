@@ -18,7 +18,16 @@ from inferpool.protocol.limits import CONCURRENT_PER_CHANNEL
 
 ENV_PREFIX: Final = "INFERPOOL_"
 # Variables of the environment that are no configuration keys.
-ENV_OTHERS: Final = ("HOME", "PASSWORD", "MODEL_SOURCE", "FOLLOW", "LOG", "TEST_", "BACKUP_")
+ENV_OTHERS: Final = (
+    "HOME",
+    "PASSWORD",
+    "MODEL_SOURCE",
+    "FOLLOW",
+    "LOG",
+    "TEST_",
+    "BACKUP_",
+    "WORKER",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +95,8 @@ class GatewayConfig:
     open: bool = False  # let callers on this machine in without a key
     x402: bool = False  # let callers without a key pay for each request by x402
     payout: str = ""  # address that their money is claimed to; empty: the payer key's
+    db: str = ""  # URL of a PostgreSQL database for the book; empty: SQLite in INFERPOOL_HOME
+    workers: int = 1  # processes behind the port
     relay_port: int = 0  # a relay in the gateway's process, for nodes that dial out to it; 0: none
     nodes: tuple[str, ...] = ()  # URLs to ask beside the registry
     allow_private: bool = False  # call private addresses; left alone: as long as `host` is loopback

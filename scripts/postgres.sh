@@ -12,4 +12,4 @@ if [ -z "$found" ] || ! [ -x "$found/initdb" ]; then
     echo "    apt-get install postgresql" >&2
     exit 1
 fi
-INFERPOOL_TEST_POSTGRESQL="$found" .venv/bin/python -m pytest -q -m postgres tests/database tests/gateway tests/e2e
+INFERPOOL_TEST_POSTGRESQL="$found" .venv/bin/python -m pytest -q -m postgres tests/database

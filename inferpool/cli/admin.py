@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -55,18 +56,19 @@ def administer(config: Config, home: Home, method: str, path: str, body: object 
     that it will read when it starts. Raises BadRequest, Refused, Unavailable."""
     if home.running("gateway") is not None:
         return call(home, method, f"/inferpool/admin/{path}", body)
-    return asyncio.run(_offline(home, method, path, body))
+    return asyncio.run(_offline(config, home, method, path, body))
 
 
-async def _offline(home: Home, method: str, path: str, body: object) -> Any:
+async def _offline(config: Config, home: Home, method: str, path: str, body: object) -> Any:
     from inferpool.clock import SystemClock
+    from inferpool.daemon.shared import book_of
     from inferpool.gateway.admin import Admin
     from inferpool.payments.access import Access
     from inferpool.payments.journal import SqlJournal
     from inferpool.payments.key_book import KeyBook
 
-    book = home.ledger("gateway")
-    if method == "GET" and not book.exists():
+    book = book_of(config.gateway, home)
+    if method == "GET" and isinstance(book, Path) and not book.exists():
         raise Refused("No gateway has run here yet: there is no book to read.", code="not_found")
     journal = SqlJournal(book)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 
 import typer
@@ -32,7 +33,7 @@ def show(as_json: AsJson = False) -> None:
     rows = [
         {
             "key": f"{section}.{item.name}",
-            "value": getattr(getattr(found, section), item.name),
+            "value": _told(getattr(getattr(found, section), item.name)),
             "origin": found.origins[f"{section}.{item.name}"],
         }
         for section, kind in SECTIONS.items()
@@ -47,6 +48,11 @@ def show(as_json: AsJson = False) -> None:
         ("key", "value", "origin"),
         [(row["key"], _shown(row["value"]), row["origin"]) for row in rows],
     )
+
+
+def _told(value: object) -> object:
+    """A value without the password that a URL may hold."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", value) if isinstance(value, str) else value
 
 
 def _shown(value: object) -> str:

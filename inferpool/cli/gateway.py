@@ -18,7 +18,9 @@ Examples:
 
   inferpool gateway --x402   (callers without a key pay for each request)
 
-  inferpool gateway --node http://127.0.0.1:8421   (beside those of the registry)"""
+  inferpool gateway --node http://127.0.0.1:8421   (beside those of the registry)
+
+  inferpool gateway --workers 4 --db postgresql://inferpool@db.example/inferpool"""
 
 
 def gateway(
@@ -37,6 +39,11 @@ def gateway(
         list[str] | None, typer.Option(help="URL of a node to use; repeat for more.")
     ] = None,
     chain: Annotated[str | None, typer.Option(help="JSON-RPC URL of the chain.")] = None,
+    db: Annotated[
+        str | None,
+        typer.Option(help="URL of a PostgreSQL database, for gateways that share their book."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes behind the port.")] = None,
 ) -> None:
     """Serve until Ctrl-C."""
     from inferpool.daemon.roles import serve
@@ -47,6 +54,8 @@ def gateway(
         "gateway.open": open_,
         "gateway.x402": x402,
         "gateway.nodes": node or None,
+        "gateway.db": db,
+        "gateway.workers": workers,
         "chain.url": chain,
     }
     config, home = settings(flags)

@@ -13,6 +13,7 @@ import orjson
 
 from inferpool.config import load
 from inferpool.daemon.roles import serve
+from inferpool.daemon.workers import Worker
 from inferpool.home import Home
 from inferpool.protocol.errors import InferpoolError
 
@@ -24,7 +25,7 @@ def main(arguments: list[str]) -> int:
         return 2
     logging.basicConfig(level=os.environ.get("INFERPOOL_LOG", "WARNING"), stream=sys.stderr)
     home = Home.of()
-    flags = orjson.loads(arguments[1]) if len(arguments) > 1 else {}
+    flags = orjson.loads(arguments[1]) if len(arguments) > 1 else dict(Worker.here().flags)
     try:
         serve(arguments[0], load(home.config, os.environ, flags), home)
     except InferpoolError as error:

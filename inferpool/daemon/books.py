@@ -12,6 +12,8 @@ from inferpool.config import Config, GatewayConfig
 from inferpool.daemon.chains import open_chain
 from inferpool.daemon.payee import payee_side, terms_of
 from inferpool.daemon.provider import payee_of
+from inferpool.daemon.shared import book_of
+from inferpool.daemon.workers import Worker
 from inferpool.gateway.capital import Capital
 from inferpool.gateway.treasury import Caps, Treasury
 from inferpool.home import Home
@@ -68,9 +70,10 @@ async def payer_book(config: Config, home: Home) -> AsyncIterator[tuple[Capital,
     keys = _keys(home, "gateway", Role.PAYER, Role.PAYER_AUTHORIZER, Role.GAS)
     gas = keys.key(Role.GAS)
     chain = await open_chain(config.chain, home, sender=gas)
-    journal = SqlJournal(home.ledger("gateway"))
+    journal = SqlJournal(book_of(config.gateway, home))
     try:
-        ledger = PayerLedger(journal, chain.chain_id)
+        lane = Worker().lane(home, shared=bool(config.gateway.db))
+        ledger = PayerLedger(journal, chain.chain_id, lane)
         treasury = Treasury(
             chain,
             ledger,
@@ -123,6 +126,6 @@ def sales_to(settings: GatewayConfig, payer: Key) -> bytes:
 
 def _keys(home: Home, role: str, *needed: Role) -> KeyRing:
     keys = home.keys(role)
-    if not home.ledger(role).exists() or any(not keys.path(each).exists() for each in needed):
+    if any(not keys.path(each).exists() for each in needed):
         raise Refused(f"No {role} has run from {home.root} yet: it has no channels.")
     return keys

@@ -48,18 +48,25 @@ class Door:
         return found
 
 
-def open_door(home: Home, role: str, host: str, port: int, endpoint: str = "") -> Door:
+def open_door(
+    home: Home,
+    role: str,
+    host: str,
+    port: int,
+    endpoint: str = "",
+    listening: socket.socket | None = None,
+) -> Door:
     """Listen; make the TLS key where one is needed. Raises Refused(bad_config, bad_keystore).
 
     `endpoint`: the URL by which others reach this role, where it is not the address listened on
-    (behind a forwarded port, or on every address).
+    (behind a forwarded port, or on every address). `listening`: what another process opened.
     """
     _check_endpoint(role, endpoint)
     # An https endpoint on a loopback listener is a tunnel's or a forwarder's end: TLS up to here,
     # since the pin that the offer names is this machine's key and no front's.
     secure = host not in LOOPBACK or endpoint.startswith("https:")
     tls = tls_identity(home.root / "tls" / role, _names(host, endpoint)) if secure else None
-    listening = listen(host, port, "--port")
+    listening = listening or listen(host, port, "--port")
     bound = listening.getsockname()[1]
     return Door(
         listening=listening,

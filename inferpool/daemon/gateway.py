@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
@@ -20,6 +20,8 @@ from inferpool.daemon.grpc_door import grpc_door
 from inferpool.daemon.payee import Payee, payee_side, terms_of
 from inferpool.daemon.relay import make_relay, relaying
 from inferpool.daemon.serving import listen, run_role
+from inferpool.daemon.shared import open_book
+from inferpool.daemon.workers import Worker
 from inferpool.gateway.admission import Caller
 from inferpool.gateway.app import GatewayApp
 from inferpool.gateway.canary import ACCOUNT, Canaries
@@ -38,7 +40,9 @@ from inferpool.models import catalogue
 from inferpool.payments.budget import Account
 from inferpool.payments.fees import BPS
 from inferpool.payments.journal import SqlJournal
+from inferpool.payments.lanes import Lane
 from inferpool.payments.payer_ledger import PayerLedger
+from inferpool.payments.shared_book import SharedBook
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import Refused
 from inferpool.protocol.units import parse_usd, pico_usd_per_base_unit
@@ -53,22 +57,23 @@ KEY_NAME: Final = "default"
 ANYONE: Final = "anyone"
 
 
-async def serve_gateway(config: Config, home: Home) -> None:
-    """Run the gateway until told to stop."""
+async def serve_gateway(config: Config, home: Home, worker: Worker) -> None:
+    """Run the gateway, or one worker of it, until told to stop."""
     settings = config.gateway
     keys = home.keys("gateway")
     payer = keys.key(Role.PAYER, create=True)
-    authorizer = keys.key(Role.PAYER_AUTHORIZER, create=True)
+    authorizer = worker.keys(home).key(Role.PAYER_AUTHORIZER, create=True)
     gas = keys.key(Role.GAS, create=True)
     _check(settings)
-    door = open_door(home, "gateway", settings.host, settings.port, settings.endpoint)
-    seller = _seller(config, keys)
+    door = open_door(
+        home, "gateway", settings.host, settings.port, settings.endpoint, worker.listening()
+    )
+    seller = _seller(config, keys) if worker.first else None
     chain = await open_chain(config.chain, home, sender=gas, authorizer=seller)
-    if is_embedded(config.chain):
+    if is_embedded(config.chain) and worker.first:
         await _fund(chain, config, gas.address, payer.address)
-    journal = SqlJournal(home.ledger("gateway"))
-    try:
-        ledger = PayerLedger(journal, chain.chain_id)
+    async with open_book(settings, home, worker) as (journal, lane):
+        ledger = PayerLedger(journal, chain.chain_id, lane.name if lane is not None else "")
         clock = SystemClock()
         await _first_account(ledger, home.secret("api-key"), clock)
         treasury = Treasury(chain, ledger, payer, authorizer, caps_of(settings))
@@ -85,16 +90,23 @@ async def serve_gateway(config: Config, home: Home) -> None:
             fee_bps=settings.fee_bps,
             walk_ins=await _walk_ins(ledger, home, seller, payee, clock) if settings.x402 else None,
         )
+        book = SharedBook(lane, ledger.keys) if lane is not None else None
+        gateway.shared = book
+        treasury.check = _may_sign(journal, lane)
         await gateway.start()
         anyone = await _account(ledger, "", ANYONE, clock) if settings.open else None
         capital = capital_of(config, chain, treasury, gas, clock)
         capital.nodes = gateway.directory.nodes.get
-        jobs = await _jobs(config, home, gateway, capital, payee)
+        jobs = await _jobs(config, home, worker, gateway, capital, payee)
+        if book is not None:
+            book.start()
 
         async def close() -> None:
             for job in jobs:
                 await stop_task(job)
             await gateway.close()
+            if book is not None:
+                await book.close()
 
         controls = CapitalControls(capital)
         if payee is not None:
@@ -105,10 +117,8 @@ async def serve_gateway(config: Config, home: Home) -> None:
             "payer": to_hex(payer.address),
             "models": [service.model for service, _ in gateway.models()],
         }
-        async with _other_doors(config, home, app, door, facts):
-            await run_role(home, "gateway", app, door.listening, facts, close, tls=door.tls)
-    finally:
-        journal.close()
+        async with _other_doors(config, home, worker, app, door, facts):
+            await run_role(home, worker.role, app, door.listening, facts, close, tls=door.tls)
 
 
 def _seller(config: Config, keys: KeyRing) -> Key | None:
@@ -118,13 +128,18 @@ def _seller(config: Config, keys: KeyRing) -> Key | None:
 
 
 async def _jobs(
-    config: Config, home: Home, gateway: Gateway, capital: Capital, payee: Payee | None
+    config: Config,
+    home: Home,
+    worker: Worker,
+    gateway: Gateway,
+    capital: Capital,
+    payee: Payee | None,
 ) -> list[asyncio.Task[None]]:
     """What runs beside the requests."""
     jobs = [asyncio.create_task(capital.run(), name="capital")]
     if payee is not None:
         jobs += payee.jobs(config.node.claim_every_s)
-    if config.gateway.canary:
+    if config.gateway.canary and worker.first:
         jobs.append(await _canaries(config, home, gateway))
     return jobs
 
@@ -138,10 +153,18 @@ def _payee(
 
 @asynccontextmanager
 async def _other_doors(
-    config: Config, home: Home, app: GatewayApp, door: Door, facts: dict[str, object]
+    config: Config,
+    home: Home,
+    worker: Worker,
+    app: GatewayApp,
+    door: Door,
+    facts: dict[str, object],
 ) -> AsyncIterator[None]:
     """gRPC, and the relay for nodes that dial out to this gateway, each where it has a port."""
     host, relay_port = config.gateway.host, config.gateway.relay_port
+    if not worker.first:
+        yield
+        return
     async with AsyncExitStack() as stack:
         grpc = grpc_door(app, host, config.gateway.grpc_port, door.tls)
         grpc_port = await stack.enter_async_context(grpc)
@@ -168,6 +191,18 @@ def directory_of(config: Config, chain: Chain, clock: Clock) -> Directory:
     return Directory(chain, clock, dial, settings.nodes, private)
 
 
+def _may_sign(journal: SqlJournal, lane: Lane | None) -> Callable[[], None]:
+    """Nothing is promised to a node while it cannot be written down, or by whom another process
+    has followed."""
+
+    def check() -> None:
+        journal.check()
+        if lane is not None:
+            lane.check()
+
+    return check
+
+
 def _check(settings: GatewayConfig) -> None:
     """Raise Refused(bad_config) for what must not start."""
     if settings.open:
@@ -175,6 +210,10 @@ def _check(settings: GatewayConfig) -> None:
     if settings.window < 1 or settings.window_base_units < 0:
         message = "gateway.window must be 1 or more, gateway.window_base_units 0 or more"
         raise Refused(message, code="bad_config", param="gateway.window")
+    if settings.x402 and (settings.db or settings.workers > 1):
+        # Two processes that do not know of each other's answers would take one voucher twice.
+        message = "gateway.x402 needs a book and a process of its own: no gateway.db, one worker"
+        raise Refused(message, code="bad_config", param="gateway.x402")
     if not 0 <= settings.fee_bps <= BPS:
         message = f"gateway.fee_bps must be 0 to {BPS}"
         raise Refused(message, code="bad_config", param="gateway.fee_bps")
@@ -190,14 +229,18 @@ def _per_second(usd_per_hour: str) -> int:
 async def _first_account(ledger: PayerLedger, key: str, clock: Clock) -> None:
     """The key of this home opens the door from the first start on, unless it was revoked."""
     if not ledger.keys.knows(key):
-        await ledger.add_account(key, Account(KEY_NAME, None), clock.now_ms())
+        await _account(ledger, key, KEY_NAME, clock)
 
 
 async def _account(ledger: PayerLedger, key: str, name: str, clock: Clock) -> Caller:
     """The account of a key, opened the first time: of callers without one, or of canaries."""
     found = ledger.account(key)
     if found is None:
-        await ledger.add_account(key, Account(name, None), clock.now_ms())
+        named = ledger.keys.by_name.get(name)  # of another home that shares the book
+        if named is not None:
+            await ledger.keys.add_key(key, named, clock.now_ms())
+        else:
+            await ledger.add_account(key, Account(name, None), clock.now_ms())
         found = ledger.account(key)
     assert found is not None, "it was just added"
     return Caller(*found)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Final
 
 from inferpool.config import Config
 from inferpool.daemon.serving import listen, run, run_role, url_of
+from inferpool.daemon.workers import Worker, supervise
 from inferpool.home import Home
 from inferpool.protocol.errors import Refused
+
+_LEFT_BEHIND_S: Final = 20.0
 
 
 def serve(role: str, config: Config, home: Home) -> None:
@@ -18,29 +23,51 @@ def serve(role: str, config: Config, home: Home) -> None:
     mains: dict[str, Callable[[Config, Home], Awaitable[None]]] = {
         "chain": _chain,
         "node": _node,
-        "gateway": _gateway,
         "relay": _relay,
     }
+    if role == "gateway":
+        _serve_gateway(config, home)
+        return
     if role not in mains:
-        raise Refused(f"no role {role!r}; there are {', '.join(mains)}", code="bad_config")
+        known = ", ".join(sorted([*mains, "gateway"]))
+        raise Refused(f"no role {role!r}; there are {known}", code="bad_config")
     with _alone(home, role):
         run(partial(mains[role], config, home))
 
 
+def _serve_gateway(config: Config, home: Home) -> None:
+    """The only process, a supervisor of workers, or one of these."""
+    worker = Worker.here()
+    with ExitStack() as stack:
+        if worker.of == 1:
+            stack.enter_context(_alone(home, "gateway"))
+        if worker.of == 1 and config.gateway.workers != 1:
+            run(partial(supervise, config, home))
+            return
+        # A supervisor that was killed leaves workers behind which end a moment later.
+        stack.enter_context(_alone(home, f"gateway-{worker.number}", _LEFT_BEHIND_S))
+        run(partial(_gateway, config, home, worker))
+
+
 @contextmanager
-def _alone(home: Home, role: str) -> Iterator[None]:
+def _alone(home: Home, role: str, patience_s: float = 0.0) -> Iterator[None]:
     """Hold a role's lock: two processes over one ledger would each undo the other's money."""
     path = home.root / "run" / f"{role}.lock"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("ab") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(
-                f"a {role} already runs from {home.root}; end it, or set INFERPOOL_HOME to another"
-                " directory",
-                code="bad_config",
-            ) from None
+        deadline_s = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline_s:
+                    raise Refused(
+                        f"a {role} already runs from {home.root}; end it, or set INFERPOOL_HOME to"
+                        " another directory",
+                        code="bad_config",
+                    ) from None
+                time.sleep(0.05)
         yield
 
 
@@ -71,7 +98,7 @@ async def _relay(config: Config, home: Home) -> None:
     await serve_relay(config, home)
 
 
-async def _gateway(config: Config, home: Home) -> None:
+async def _gateway(config: Config, home: Home, worker: Worker) -> None:
     from inferpool.daemon.gateway import serve_gateway
 
-    await serve_gateway(config, home)
+    await serve_gateway(config, home, worker)

@@ -33,6 +33,10 @@ class SharedLimits(Protocol):
         """Whether anything of it is limited; else nobody is asked."""
         ...
 
+    async def catch_up(self, *, spending: bool = False) -> None:
+        """Read keys and rules that changed elsewhere; also what the others spent and hold."""
+        ...
+
     async def begin(self, account: Account) -> None:
         """A request begins. Raises RateLimited."""
         ...

@@ -126,7 +126,7 @@ class GatewayApp:
     async def _route(self, request: HttpRequest) -> None:
         method, path = request.method, request.path
         if method == "POST" and path in self._paid:
-            caller = self._caller(request)
+            caller = await self._caller(request)
             limit, serve = self._paid[path]
             body = await request.body(limit)
 
@@ -148,6 +148,8 @@ class GatewayApp:
         elif path.startswith(_ADMIN):
             if not self._is_owner(request):
                 raise Unauthorized("This needs the gateway's control token.")
+            if self._gateway.shared is not None:
+                await self._gateway.shared.catch_up(spending=True)
             await self._admin.serve(request, path.removeprefix(_ADMIN))
         elif method == "GET" and path.startswith(_ROUTES):
             await self._explain(request, path.removeprefix(_ROUTES))
@@ -191,15 +193,18 @@ class GatewayApp:
             yield
 
     async def _quote(self, request: HttpRequest) -> None:
-        caller = self._caller(request)
+        caller = await self._caller(request)
         body = await request.body(limits.BODY_CHAT_MAX)
         await request.answer_json(await quote(self._gateway, caller, body))
 
-    def _caller(self, request: HttpRequest) -> Caller:
+    async def _caller(self, request: HttpRequest) -> Caller:
         """The account behind the API key. Raises Unauthorized."""
         value = request.headers.get(b"authorization", b"").decode("latin-1")
         key = value[7:].strip() if value[:7].lower() == "bearer " else ""
         found = self._gateway.ledger.account(key) if key else None
+        if found is None and key and self._gateway.shared is not None:
+            await self._gateway.shared.catch_up()  # it may be new, of another process
+            found = self._gateway.ledger.account(key)
         if found is not None:
             return Caller(*found)
         if self._anyone is not None and request.is_local():
@@ -218,7 +223,7 @@ class GatewayApp:
         name = parts[0]
         rest = parts[3:] if parts[1:2] == ["versions"] else parts[1:]
         if request.method == "POST" and rest == ["infer"]:
-            caller = self._caller(request)
+            caller = await self._caller(request)
             body = await request.body(limits.BODY_TENSOR_MAX)
 
             async def work(through: HttpRequest) -> None:
@@ -307,7 +312,7 @@ class GatewayApp:
         return hmac.compare_digest(given, self._token)
 
     async def _explain(self, request: HttpRequest, request_id: str) -> None:
-        account = None if self._is_owner(request) else self._caller(request).account.name
+        account = None if self._is_owner(request) else (await self._caller(request)).account.name
         found = await explained(self._gateway, request_id)
         if found is None or account not in (None, found[0]):
             raise BadRequest(f"No choice is kept for {request_id[:64]!r}.", code="not_found")
@@ -316,4 +321,6 @@ class GatewayApp:
     async def _status(self, request: HttpRequest) -> None:
         if not self._is_owner(request):
             raise Unauthorized("This needs the gateway's control token.")
+        if self._gateway.shared is not None:
+            await self._gateway.shared.catch_up(spending=True)
         await request.answer_json(status(self._gateway))

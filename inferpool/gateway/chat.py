@@ -283,7 +283,7 @@ class TextRun:
         billed = max(0, whole - delivered.billed_pico_usd)
         delivered.billed_pico_usd += billed
         delivered.signed = signed
-        await self.gateway.bill(flight, self.hold, billed)
+        await self.gateway.bill(flight, self.hold, billed, delivered=self.answer.started)
         delivered.fee_pico_usd = self.hold.fee_pico_usd
         if not complete:
             unknown = Unavailable("The node's engine failed in mid-answer.", code="engine_failed")

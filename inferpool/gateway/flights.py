@@ -116,7 +116,7 @@ class Flights:
             flight.cheated = isinstance(error, ReceiptInvalid | AnswerInvalid)
             if flight.cheated:
                 flight.channel.distrust()
-            if not isinstance(error, BadRequest):
+            if not isinstance(error, BadRequest) and error.code != "ledger_unavailable":
                 node.failed(self.clock.now_ms(), error.code)
             raise
         finally:

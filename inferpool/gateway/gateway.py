@@ -46,6 +46,7 @@ from inferpool.protocol.errors import BadRequest, InferpoolError, PaymentRequire
 from inferpool.protocol.forms import form_of
 from inferpool.protocol.images import ImagesRequest
 from inferpool.protocol.job import Job, Task
+from inferpool.protocol.limits import LEDGER_PATIENCE_S
 from inferpool.protocol.offer import Service
 from inferpool.protocol.oip import InferRequest
 from inferpool.protocol.preferences import NO_PREFERENCES, RoutePreferences, preferences_of
@@ -349,8 +350,14 @@ class Gateway:
         self.routes.note(hold.client_id, hold.choices, hold.caller.account.name, route)
         hold.choices += 1
 
-    async def bill(self, flight: Flight, hold: Hold, billed_pico_usd: int) -> None:
-        """Bill the client for a settled attempt and make all of it durable in one unit."""
+    async def bill(
+        self, flight: Flight, hold: Hold, billed_pico_usd: int, *, delivered: bool = False
+    ) -> None:
+        """Bill the client for a settled attempt and make all of it durable in one unit.
+
+        Raises Unavailable where the database stays away: the client is told so, and not billed
+        for what it was not given. What was `delivered` is booked when the database is back.
+        """
         record, account = flight.record, hold.caller.account
         account.at(self.clock.now_ms())
         record.billed_pico_usd = billed_pico_usd
@@ -362,7 +369,20 @@ class Gateway:
             signed = SignedReceipt.unpack(record.receipt)
             hold.caller.walk_in.bill(signed, billed_pico_usd + record.fee_pico_usd)
         self.metrics.settled(record)
-        await self.flights.save(flight, hold.caller.account_id)
+        saved = self.flights.save(flight, hold.caller.account_id)
+        try:
+            async with asyncio.timeout(LEDGER_PATIENCE_S):
+                await asyncio.shield(saved)
+        except TimeoutError:
+            if not delivered:
+                account.refund(billed_pico_usd + record.fee_pico_usd)
+                record.billed_pico_usd = record.fee_pico_usd = 0
+                self.flights.save(flight, hold.caller.account_id)
+            raise Unavailable(
+                "The answer is there and its bill cannot be written: it is not billed.",
+                code="ledger_unavailable",
+                retry_after_s=1,
+            ) from None
 
     async def forgive(self, caller: Caller, client_ids: list[str]) -> None:
         """Bill nothing for requests whose caller was told nothing: what they cost is our own."""

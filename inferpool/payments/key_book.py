@@ -13,17 +13,25 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import Select, literal_column, select
+from sqlalchemy import Select, func, literal_column, select
 from sqlalchemy.engine import Row
 
 from inferpool.payments.budget import Account, Purse, Spent, Team
 from inferpool.payments.database import insert
 from inferpool.payments.journal import Journal, Write, upsert
 from inferpool.payments.rules import NO_RULES, Rules
-from inferpool.payments.schema import ACCOUNTS, API_KEYS, RULES, SPENDING, VERSIONS
+from inferpool.payments.schema import (
+    ACCOUNTS,
+    API_KEYS,
+    LANES,
+    RESERVED,
+    RULES,
+    SPENDING,
+    VERSIONS,
+)
 from inferpool.protocol.encoding import sha256
 from inferpool.protocol.errors import BadRequest
-from inferpool.protocol.limits import KEYS_MAX
+from inferpool.protocol.limits import KEYS_MAX, LANE_VALID_MS
 
 _SHOWN_START, _SHOWN_END = 12, 4
 _TEAM = b"team:"
@@ -35,6 +43,10 @@ _READ: Final[dict[str, Select[Any]]] = {
     "accounts": select(ACCOUNTS),
     "keys": select(API_KEYS),
     "spending": select(SPENDING),
+    # Of lanes that live: each is renewed again and again, so that the last one tells the time.
+    "reserved": select(RESERVED)
+    .join(LANES, LANES.c.lane == RESERVED.c.lane)
+    .where(LANES.c.until_ms > select(func.max(LANES.c.until_ms)).scalar_subquery() - LANE_VALID_MS),
 }
 
 
@@ -95,7 +107,9 @@ class KeyBook:
 
         `always`: also where no key changed, for what the others spent.
         """
-        if self._refreshing is None:
+        if always:
+            await self.rest()  # one that is under way may have read too early
+        if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh(always=always), name="keys")
         task = self._refreshing
         try:
@@ -153,7 +167,7 @@ class KeyBook:
         for key_hash, created_ms in self.created_ms.items():
             if key_hash in self.accounts and key_hash not in self.keys:  # of an earlier version
                 self.keys[key_hash] = ApiKey(key_hash, key_hash, "...", created_ms)
-        self._take_spending(rows["spending"], first=first)
+        self._take_spending(rows["spending"], rows["reserved"], first=first)
 
     def _add(self, account_id: bytes, account: Account, created_ms: int) -> None:
         account.owner = account_id
@@ -161,7 +175,9 @@ class KeyBook:
         self.by_name[account.name] = account_id
         self.created_ms[account_id] = created_ms
 
-    def _take_spending(self, rows: Sequence[Row[Any]], *, first: bool) -> None:
+    def _take_spending(
+        self, rows: Sequence[Row[Any]], reserved: Sequence[Row[Any]], *, first: bool
+    ) -> None:
         purses: dict[bytes, Purse] = {**self.accounts}
         purses |= {_TEAM + name.encode(): team for name, team in self.teams.items()}
         others: dict[bytes, list[Spent]] = {}
@@ -176,6 +192,19 @@ class KeyBook:
                 purse.own = spent
         for owner, found in others.items():
             purses[owner].elsewhere = together(found)
+        if not first:
+            self._take_reserved(purses, reserved)
+
+    def _take_reserved(self, purses: dict[bytes, Purse], rows: Sequence[Row[Any]]) -> None:
+        held, running = Counter[bytes](), Counter[bytes]()
+        for row in rows:
+            if row.lane != self._lane:
+                held[row.owner] += int(row.held)
+                running[row.owner] += row.running
+        for owner, purse in purses.items():
+            purse.held_elsewhere_pico_usd = held[owner]
+            if isinstance(purse, Account | Team):
+                purse.rate.running_elsewhere = running[owner]
 
     def _apply(self, purse: Account | Team, rules: Rules) -> None:
         purse.rules, purse.limit_pico_usd = rules, rules.total_pico_usd

@@ -30,6 +30,7 @@ from inferpool.protocol.limits import KEYS_REFRESH_MS, LANE_RENEW_MS, SHARED_ASK
 
 _LOG = logging.getLogger("inferpool.shared")
 _PASSED: Final = ""
+_CATCH_UP_S: Final = 0.05
 Members = dict[str, Any]
 
 
@@ -100,6 +101,7 @@ class SharedBook:
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _works: set[asyncio.Future[None]] = field(default_factory=set)
     _lapsed: bool = False
+    _caught_up_s: float = 0.0
 
     def start(self) -> None:
         """Begin to admit, to renew the lane, and to follow changes of keys."""
@@ -127,6 +129,15 @@ class SharedBook:
         """Whether any limit is set that others count against too."""
         purses = account.purses
         return any(purse.limited or purse.rules.rates for purse in purses)
+
+    async def catch_up(self, *, spending: bool = False) -> None:
+        """Read keys and rules that changed elsewhere; also what the others spent and hold."""
+        now_s = self.lane.monotonic()
+        if spending:
+            await self.keys.refresh(always=True)
+        elif now_s >= self._caught_up_s + _CATCH_UP_S:  # strangers may try keys as they like
+            self._caught_up_s = now_s
+            await self.keys.refresh()
 
     async def begin(self, account: Account) -> None:
         """One more request begins. Raises RateLimited, Unavailable."""

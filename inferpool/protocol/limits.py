@@ -134,6 +134,7 @@ LANE_VALID_MS: Final = 15_000  # a process that does not renew its lane has lost
 LANE_RENEW_MS: Final = 3_000
 KEYS_REFRESH_MS: Final = 1_000  # a key revoked elsewhere opens nothing any more
 SHARED_ASKS_MAX: Final = 256  # admissions in one transaction
+WORKERS_MAX: Final = 64
 LEDGER_PATIENCE_S: Final = 10.0  # a client waits so long for its bill to be on disk
 
 # Queues

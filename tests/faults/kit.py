@@ -212,11 +212,14 @@ class FaultyPool:
 
 @contextmanager
 def faulty_pool(
-    root: Path, prices: list[tuple[str, str]], *, proxied: bool
+    root: Path, prices: list[tuple[str, str]], *, proxied: bool, **more: object
 ) -> Iterator[FaultyPool]:
-    """A pool with a node for each price; only the first one is behind a proxy."""
+    """A pool with a node for each price; only the first one is behind a proxy. `more`: settings
+    of the gateway."""
     home = Home(root / "gateway")
-    flags = {"chain.port": 0, "gateway.port": 0, "gateway.value_of_time_usd_per_hour": "0"}
+    flags: dict[str, object] = {"chain.port": 0, "gateway.port": 0}
+    flags["gateway.value_of_time_usd_per_hour"] = "0"
+    flags |= {f"gateway.{name}": value for name, value in more.items()}
     pool = Pool(home, flags)
     nodes: list[FaultyNode] = []
     try:

@@ -1,0 +1,182 @@
+"""`inferpool gateway --workers 2` for real: one is killed under load, and every sum agrees."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import create_engine, text
+
+from inferpool.payments.database import Location
+from inferpool.protocol.encoding import parse
+from inferpool.protocol.voucher import ChannelConfig
+from tests.faults.kit import MODEL, PRICE, FaultyPool, faulty_pool
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def rows(location: Location, query: str) -> list[Any]:
+    """What the book says, read beside its owners."""
+    url = str(location).replace("postgresql:", "postgresql+psycopg:")
+    engine = create_engine(url if "://" in url else f"sqlite:///{location}")
+    with engine.connect() as connection:
+        found = list(connection.execute(text(query)).all())
+    engine.dispose()
+    return found
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        found += [int(item) for item in (task / "children").read_text().split()]
+    return found
+
+
+def inferpool(pool: FaultyPool, *words: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-m", "inferpool", *words, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "INFERPOOL_HOME": str(pool.pool.home.root)},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def ask(pool: FaultyPool, key: str, content: str = "hello", **more: Any) -> httpx.Response:
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": 10,
+        **more,
+    }
+    headers = {"authorization": f"Bearer {key}"}
+    url = f"{pool.gateway_url}/v1/chat/completions"
+    with httpx.Client(timeout=60) as client:
+        return client.post(url, json=body, headers=headers)
+
+
+@pytest.fixture
+def pool(location: Location, tmp_path: Path) -> Iterator[FaultyPool]:
+    """Two workers before two nodes."""
+    db = str(location) if "://" in str(location) else ""
+    with faulty_pool(tmp_path, [PRICE, PRICE], proxied=False, workers=2, db=db) as made:
+        yield made
+
+
+@pytest.fixture
+def book(location: Location, pool: FaultyPool) -> Location:
+    """Where their book is."""
+    return location if "://" in str(location) else pool.pool.home.ledger("gateway")
+
+
+@contextmanager
+def load(pool: FaultyPool, key: str, threads: int = 6) -> Iterator[list[int]]:
+    """Clients that ask and ask; the statuses that they got, 0 for a connection that broke."""
+    stop, found = threading.Event(), list[int]()
+
+    def client(number: int) -> None:
+        while not stop.is_set():
+            try:
+                answer = ask(pool, key, f"hello {number}", stream=bool(number % 2))
+                found.append(answer.status_code)
+            except httpx.TransportError:
+                found.append(0)
+
+    running = [threading.Thread(target=client, args=(number,)) for number in range(threads)]
+    for thread in running:
+        thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        for thread in running:
+            thread.join()
+
+
+def until(what: str, look: Callable[[], Any], within_s: float = 60.0) -> Any:
+    deadline = time.monotonic() + within_s
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        time.sleep(0.1)
+    return found
+
+
+def test_one_of_two_workers_is_killed_under_load(pool: FaultyPool, book: Location) -> None:
+    key = inferpool(pool, "keys", "create", "web", "--budget", "1", "--concurrent", "100")["key"]
+    until("both workers answer", lambda: len(lanes_used(book, pool, key)) == 2)
+    supervisor = pool.pool.running["gateway"].process.pid
+    before = children(supervisor)
+    assert len(before) == 2
+    with load(pool, key) as found:
+        until("load runs", lambda: len(found) > 20)
+        os.kill(before[0], signal.SIGKILL)
+        fresh = until(
+            "another worker takes its place",
+            lambda: [pid for pid in children(supervisor) if pid not in before],
+        )
+        until("it serves on", lambda: len(found) > 120)
+    assert len(fresh) == 1
+    assert found.count(200) > 100
+    # Broken connections are those of the dead one; nobody else heard of it but by 5xx.
+    assert set(found) <= {0, 200, 502, 503}
+
+    def theirs() -> dict[bytes, int]:
+        joined: dict[bytes, int] = {}
+        for node in pool.nodes:
+            joined |= node.book()
+        return joined
+
+    def ours() -> dict[bytes, int]:
+        query = "SELECT request_id, charge_pico_usd FROM attempts WHERE state = 'settled'"
+        return {bytes(row[0]): int(row[1]) for row in rows(book, query)}
+
+    until("both sides hold the same receipts", lambda: theirs() == ours())
+    billed = rows(book, "SELECT billed_pico_usd FROM attempts WHERE account = 'web'")
+    spent = rows(
+        book,
+        "SELECT s.total FROM spending s JOIN accounts a ON a.key_hash = s.owner"
+        " WHERE a.name = 'web'",
+    )
+    assert len(spent) == 2, "each lane wrote its own"
+    total = sum(int(row[0]) for row in billed)
+    assert sum(int(row[0]) for row in spent) == total > 0
+    until(
+        "nothing is reserved or running any more",
+        lambda: all(row == ("0", 0) for row in rows(book, "SELECT held, running FROM reserved")),
+    )
+    shown = inferpool(pool, "keys", "show", "web")
+    assert round(float(shown["spent_usd"]) * 10**12) == total
+    assert (shown["held_usd"], shown["running"]) == ("0", 0)
+    used = inferpool(pool, "usage", "--by", "key")["rows"]
+    (web,) = [row for row in used if row["key"] == "web"]
+    assert round(float(web["price_usd"]) * 10**12) == total
+    signers_are_apart(book)
+
+
+def lanes_used(book: Location, pool: FaultyPool, key: str) -> set[str]:
+    assert ask(pool, key).status_code == 200
+    return {row[0] for row in rows(book, "SELECT lane FROM attempts")}
+
+
+def signers_are_apart(book: Location) -> None:
+    """No channel has two lanes, and no voucher key signs in two."""
+    keys: dict[bytes, set[str]] = {}
+    for config, lane in rows(book, "SELECT config, lane FROM payer_channels"):
+        signer = ChannelConfig.from_wire(parse(bytes(config), 4096)).payer_authorizer
+        keys.setdefault(signer, set()).add(lane)
+    assert len(keys) == 2
+    assert all(len(lanes) == 1 for lanes in keys.values())
