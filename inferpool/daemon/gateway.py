@@ -76,7 +76,9 @@ async def serve_gateway(config: Config, home: Home, worker: Worker) -> None:
         ledger = PayerLedger(journal, chain.chain_id, lane.name if lane is not None else "")
         clock = SystemClock()
         await _first_account(ledger, home.secret("api-key"), clock)
-        treasury = Treasury(chain, ledger, payer, authorizer, caps_of(settings))
+        book = _shared(lane, ledger)
+        check = _may_sign(journal, lane)
+        treasury = Treasury(chain, ledger, payer, authorizer, caps_of(settings), check=check)
         receiver = sales_to(settings, payer)
         payee = _payee(config, chain, journal, seller, receiver) if seller else None
         gateway = Gateway(
@@ -88,18 +90,14 @@ async def serve_gateway(config: Config, home: Home, worker: Worker) -> None:
             sampling=catalogue.sampling_of,
             value_of_time_pico_usd_per_s=_per_second(settings.value_of_time_usd_per_hour),
             fee_bps=settings.fee_bps,
+            shared=book,
             walk_ins=await _walk_ins(ledger, home, seller, payee, clock) if settings.x402 else None,
         )
-        book = SharedBook(lane, ledger.keys) if lane is not None else None
-        gateway.shared = book
-        treasury.check = _may_sign(journal, lane)
         await gateway.start()
         anyone = await _account(ledger, "", ANYONE, clock) if settings.open else None
         capital = capital_of(config, chain, treasury, gas, clock)
         capital.nodes = gateway.directory.nodes.get
         jobs = await _jobs(config, home, worker, gateway, capital, payee)
-        if book is not None:
-            book.start()
 
         async def close() -> None:
             for job in jobs:
@@ -189,6 +187,15 @@ def directory_of(config: Config, chain: Chain, clock: Clock) -> Directory:
         return open_transport(url, tls_spki, public_only=not private and url not in settings.nodes)
 
     return Directory(chain, clock, dial, settings.nodes, private)
+
+
+def _shared(lane: Lane | None, ledger: PayerLedger) -> SharedBook | None:
+    """What this process shares, from now on: starting may take longer than a lane is valid."""
+    if lane is None:
+        return None
+    book = SharedBook(lane, ledger.keys)
+    book.start()
+    return book
 
 
 def _may_sign(journal: SqlJournal, lane: Lane | None) -> Callable[[], None]:
