@@ -20,6 +20,7 @@ NAMES: Final = (
     "healthcare",
     "transcribe",
     "support",
+    "summarise",
     "images",
     "driving",
     "video",
