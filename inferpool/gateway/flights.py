@@ -24,6 +24,7 @@ from inferpool.payments.chains import ChainSigner
 from inferpool.payments.checks import ReceiptInvalid, check_chained, check_receipt
 from inferpool.payments.payer import PayerChannel, TopUpNeeded
 from inferpool.payments.payer_ledger import AttemptRecord, PayerLedger
+from inferpool.payments.request_ids import unique
 from inferpool.protocol import headers
 from inferpool.protocol.attempt import Attempt
 from inferpool.protocol.encoding import sha256, to_hex
@@ -147,8 +148,10 @@ class Flights:
         node, service = candidate.node, candidate.service
         offer = node.offer
         channel = await self.treasury.channel(offer)
+        now_ms = self.clock.now_ms()
+        mark = unique(now_ms, self.random)
         attempt = Attempt(
-            request_id=self.treasury.request_ids.mint(self.random(16), channel.channel_id),
+            request_id=self.treasury.request_ids.mint(mark, channel.channel_id),
             offer=offer,
             offer_hash=node.offer_hash,
             service=service,
@@ -157,7 +160,7 @@ class Flights:
             maximum_units=maximum(job, service, offer.terms.asset_decimals),
             channel_id=channel.channel_id,
             seed=seed,
-            started_ms=self.clock.now_ms(),
+            started_ms=now_ms,
         )
         voucher = await self._voucher(attempt, channel)
         record = AttemptRecord.of(attempt, client_id, account)

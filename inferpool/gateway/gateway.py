@@ -37,6 +37,7 @@ from inferpool.gateway.walk_ins import WalkIns
 from inferpool.payments.budget import Account
 from inferpool.payments.fees import fee_down, fee_up, without_fee
 from inferpool.payments.payer_ledger import PayerLedger
+from inferpool.payments.request_ids import unique
 from inferpool.protocol import headers, images
 from inferpool.protocol.answers import event
 from inferpool.protocol.chat import ChatRequest
@@ -284,7 +285,7 @@ class Gateway:
         left, the pipe was cut), the hold stays until the reconciler has the receipt or knows that
         there is none.
         """
-        client_id = "req_" + self.random(12).hex()
+        client_id = "req_" + unique(self.clock.now_ms(), self.random).hex()
         if caller.walk_in is not None:
             await caller.walk_in.pay(route, self.fee_bps)
         expected = route.units_in + route.units_out

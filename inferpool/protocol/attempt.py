@@ -11,8 +11,8 @@ from inferpool.protocol.value import value
 class Attempt:
     """One try at one node under one offer, with one maximum and at most one receipt.
 
-    `request_id` is 32 random bytes that the payer chose. `maximum_pico_usd` is the price that both
-    sides compute from job and offer; `maximum_units` the same in base units, rounded up.
+    `request_id`: 32 bytes that its payer chose, never twice. `maximum_pico_usd` is the price that
+    both sides compute from job and offer; `maximum_units` the same in base units, rounded up.
     """
 
     request_id: bytes

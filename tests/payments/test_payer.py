@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import replace
 
 import pytest
@@ -243,7 +244,8 @@ def test_ids_are_recognised_by_their_payer_and_on_their_channel_only(
 ) -> None:
     ids, others = RequestIds.of(AUTHORIZER), RequestIds.of(STRANGER)
     minted = ids.mint(random, CHANNEL_ID)
-    assert len(minted) == 32
+    secret = sha256(b"inferpool request ids" + AUTHORIZER.secret)
+    assert minted == random + hmac.digest(secret, random + CHANNEL_ID, "sha256")[:16]
     assert ids.ours(minted, CHANNEL_ID)
     assert not ids.ours(minted, sha256(b"another channel"))
     assert not others.ours(minted, CHANNEL_ID)
