@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.live import Live
@@ -17,11 +17,13 @@ from rich.table import Table
 from inferpool.cli.console import ERR, OUT, AsJson, print_json
 from inferpool.protocol.errors import Refused
 from inferpool.recipes import registry
-from inferpool.recipes.kit.audit import Replay
-from inferpool.recipes.kit.case import Recipe
-from inferpool.recipes.kit.deciding import Decision
-from inferpool.recipes.kit.running import Listener
-from inferpool.recipes.kit.use import Use
+
+if TYPE_CHECKING:  # a recipe brings numpy and more: not for every command's start
+    from inferpool.recipes.kit.audit import Replay
+    from inferpool.recipes.kit.case import Recipe
+    from inferpool.recipes.kit.deciding import Decision
+    from inferpool.recipes.kit.running import Listener
+    from inferpool.recipes.kit.use import Use
 
 HELP = """List the recipes: real uses on real data, end to end.
 
@@ -66,7 +68,9 @@ def evaluate(names: Names = None, as_json: AsJson = False) -> None:
 
     Example:  inferpool recipe eval crm
     """
+    from inferpool.recipes.kit.case import Recipe
     from inferpool.recipes.kit.running import evaluate as evaluate_case
+    from inferpool.recipes.kit.use import Use
 
     chosen = [registry.load(name) for name in names or registry.NAMES]
     chosen = [
@@ -101,7 +105,9 @@ def run(
     Example:  inferpool recipe run crm --small
     """
     from inferpool.recipes.kit import report, whole
+    from inferpool.recipes.kit.case import Recipe
     from inferpool.recipes.kit.running import run_case
+    from inferpool.recipes.kit.use import Use
 
     begun, stamp = time.monotonic(), time.strftime("%Y%m%d-%H%M%S")
     loaded = [registry.load(name) for name in names or registry.NAMES]
@@ -313,6 +319,8 @@ def replay(
 
 def _by_its_recipe(record: dict[str, Any]) -> Replay:
     """A decision made again by the recipe that wrote it down in a form of its own."""
+    from inferpool.recipes.kit.use import Use
+
     found = registry.load(str(record.get("recipe")))
     if isinstance(found, Use) and found.replay:
         return found.replay(record)
@@ -334,6 +342,8 @@ def _can_run(use: Use, *, named: bool) -> bool:
 
 def _trained(name: str) -> Recipe:
     """A recipe with models of its own. Raises Refused, BadRequest."""
+    from inferpool.recipes.kit.use import Use
+
     found = registry.load(name)
     if isinstance(found, Use):
         raise Refused(f"{name} trains no model and decides no cases; run it or eval it.")
@@ -354,6 +364,8 @@ def _scorers(models: Sequence[str]) -> Iterator[tuple[Any, Any]]:
 @contextmanager
 def _listening(quiet: bool) -> Iterator[Listener]:
     """A progress bar for the held-out cases and a table that grows by each decision."""
+    from inferpool.recipes.kit.running import Listener
+
     if quiet or not ERR.is_terminal:
         yield Listener()
         return

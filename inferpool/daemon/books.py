@@ -10,8 +10,7 @@ from inferpool.chain.client import EvmChain
 from inferpool.clock import Clock, SystemClock
 from inferpool.config import Config, GatewayConfig
 from inferpool.daemon.chains import open_chain
-from inferpool.daemon.payee import payee_side, terms_of
-from inferpool.daemon.provider import payee_of
+from inferpool.daemon.payee import payee_of, payee_side, terms_of
 from inferpool.daemon.shared import book_of
 from inferpool.daemon.workers import Worker
 from inferpool.gateway.capital import Capital

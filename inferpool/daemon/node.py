@@ -13,12 +13,10 @@ from inferpool.daemon.chains import open_chain
 from inferpool.daemon.door import Door, open_door, require_endpoint
 from inferpool.daemon.engines import general_prices, load_manifest, make_engine, places
 from inferpool.daemon.grpc_door import grpc_door
-from inferpool.daemon.payee import Payee, payee_side, terms_of
+from inferpool.daemon.payee import Payee, payee_of, payee_side, payers_of, terms_of
 from inferpool.daemon.provider import (
     Provider,
     enter,
-    payee_of,
-    payers_of,
     per_unit,
     policy_of,
     prices_of,

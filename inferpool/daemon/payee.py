@@ -11,12 +11,14 @@ from inferpool.chain.client import EvmChain
 from inferpool.clock import Clock
 from inferpool.config import Config, NodeConfig
 from inferpool.daemon.chains import asset_of
-from inferpool.daemon.provider import payers_of
+from inferpool.identity.signing import Key
 from inferpool.payments.claims import Claimer
 from inferpool.payments.gate import PaymentGate
 from inferpool.payments.journal import Journal
 from inferpool.payments.payee_ledger import PayeeLedger
+from inferpool.payments.payers import Payers
 from inferpool.payments.standing import Channels
+from inferpool.protocol.encoding import from_hex
 from inferpool.protocol.errors import InferpoolError, Refused
 from inferpool.protocol.offer import Terms
 
@@ -48,6 +50,21 @@ def payee_side(
     gate = gate_of(config.node, terms, chain, ledger)
     claimer = Claimer(terms, chain, ledger, gate, clock)
     return Payee(ledger, gate, claimer, Channels(chain, ledger, gate, claimer))
+
+
+def payee_of(config: NodeConfig, owner: Key) -> bytes:
+    """Where claims are paid to. Raises Refused(bad_config)."""
+    if not config.payout:
+        return owner.address
+    try:
+        return from_hex(config.payout, 20)
+    except ValueError as error:
+        raise Refused(f"node.payout: {error}", code="bad_config", param="node.payout") from None
+
+
+def payers_of(config: NodeConfig) -> Payers:
+    """Whom the owner serves. Raises Refused(bad_config)."""
+    return Payers.of(config.allow, config.deny)
 
 
 def terms_of(config: Config, chain: EvmChain, payee: bytes, authorizer: bytes) -> Terms:

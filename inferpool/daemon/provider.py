@@ -22,9 +22,8 @@ from inferpool.node.measure import EnergyCounters
 from inferpool.node.node import Node
 from inferpool.node.policy import Policy, parse_hours
 from inferpool.node.push import Pusher
-from inferpool.payments.payers import Payers
 from inferpool.payments.standing import Channels
-from inferpool.protocol.encoding import from_hex, to_checksum
+from inferpool.protocol.encoding import to_checksum
 from inferpool.protocol.errors import Refused, Unavailable
 from inferpool.protocol.lifecycle import NodeState
 from inferpool.protocol.units import parse_usd
@@ -59,16 +58,6 @@ def prices_of(config: NodeConfig) -> dict[str, tuple[int, int]]:
     return found
 
 
-def payee_of(config: NodeConfig, owner: Key) -> bytes:
-    """Where claims are paid to. Raises Refused(bad_config)."""
-    if not config.payout:
-        return owner.address
-    try:
-        return from_hex(config.payout, 20)
-    except ValueError as error:
-        raise Refused(f"node.payout: {error}", code="bad_config", param="node.payout") from None
-
-
 def policy_of(config: NodeConfig) -> Policy:
     """The owner's wishes. Raises Refused(bad_config)."""
     return Policy(
@@ -76,11 +65,6 @@ def policy_of(config: NodeConfig) -> Policy:
         idle_load_percent=config.idle_load_percent if config.only_when_idle else None,
         memory_max=config.memory_max_mb << 20,
     )
-
-
-def payers_of(config: NodeConfig) -> Payers:
-    """Whom the owner serves. Raises Refused(bad_config)."""
-    return Payers.of(config.allow, config.deny)
 
 
 class Provider:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final, Literal, NoReturn
 
 import orjson
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from inferpool.identity.signing import Key
 from inferpool.protocol.eip712 import keccak256
@@ -197,6 +196,8 @@ def _derive(path: Path, kdf: object, params: dict[str, object], password: str) -
 
 
 def _aes_ctr(key: bytes, iv: bytes, data: bytes) -> bytes:
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
     return Cipher(algorithms.AES(key), modes.CTR(iv)).encryptor().update(data)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection, Table, create_engine, event, inspect, text
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import StaticPool
@@ -182,7 +182,13 @@ def compiled(engine: Engine, statement: ClauseElement) -> Statement:
 
 def insert(dialect: str, table: Table) -> Any:
     """An insert that can give way to a row that is there, as a database of this name spells it."""
-    return (postgresql if dialect == POSTGRESQL else sqlite).insert(table)
+    if dialect != POSTGRESQL:
+        return sqlite.insert(table)
+    from sqlalchemy.dialects import (
+        postgresql,  # 10 MB and a tenth of a second, for those who use it
+    )
+
+    return postgresql.insert(table)
 
 
 def insert_or_update(dialect: str, table: Table, keys: Sequence[str]) -> Any:

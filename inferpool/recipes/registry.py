@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from inferpool.protocol.errors import BadRequest
-from inferpool.recipes.kit.case import Recipe
-from inferpool.recipes.kit.use import Use
+
+if TYPE_CHECKING:
+    from inferpool.recipes.kit.case import Recipe
+    from inferpool.recipes.kit.use import Use
 
 NAMES: Final = (
     "spam",
