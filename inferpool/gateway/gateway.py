@@ -178,6 +178,7 @@ class Gateway:
         """`POST /v1/embeddings`."""
         parsed = EmbeddingsRequest.parse(body)
         errand = relay.hedged(relay.embeddings(parsed), request.headers)
+        errand = relay.receipted(errand, request.headers)
         errand = replace(errand, preferences=_preferences(request, parsed.preferences))
         answer = await request.while_here(relay.run(self, errand, caller))
         await request.answer(200, *answer)
@@ -187,6 +188,7 @@ class Gateway:
         form = request.headers.get(b"content-type", b"")
         parsed = TranscriptionRequest.parse(body, form)
         errand = relay.transcription(parsed, body, form, await length_ms(parsed.audio))
+        errand = relay.receipted(errand, request.headers)
         errand = replace(errand, preferences=_preferences(request))
         answer = await request.while_here(relay.run(self, errand, caller))
         await request.answer(200, *answer)
@@ -196,7 +198,7 @@ class Gateway:
         parsed = ImagesRequest.parse(body)
         model = parsed.model or self._cheapest(Task.IMAGE)
         seeded = replace(parsed, model=model, seed=self.seed(parsed.seed), stream=False)
-        errand = relay.images(seeded)
+        errand = relay.receipted(relay.images(seeded), request.headers)
         errand = replace(errand, preferences=_preferences(request, parsed.preferences))
         whole, extra = await request.while_here(relay.run(self, errand, caller))
         if not parsed.stream:

@@ -124,6 +124,11 @@ def images(parsed: ImagesRequest) -> Errand:
     )
 
 
+def receipted(errand: Errand, sent: Mapping[bytes, bytes]) -> Errand:
+    """The errand, with the kind of receipt that the caller wants."""
+    return replace(errand, chained=sent.get(headers.RECEIPTS) != headers.SIGNED)
+
+
 def hedged(errand: Errand, sent: Mapping[bytes, bytes]) -> Errand:
     """The errand, with the caller's leave to ask a second node if it gave it. Raises BadRequest."""
     return replace(errand, hedge=_hedge(sent))

@@ -340,9 +340,9 @@ class Pool:
         }
         return await self.send("POST", CHAT, body | changes)
 
-    async def infer(self, rows: int = 2) -> Answer:
+    async def infer(self, rows: int = 2, sent: Pairs | None = None) -> Answer:
         tensor = {"name": "x", "shape": [rows, 4], "datatype": "FP32", "data": [1.0] * (4 * rows)}
-        return await self.send("POST", INFER, {"inputs": [tensor]})
+        return await self.send("POST", INFER, {"inputs": [tensor]}, sent)
 
     def booked(self) -> int:
         """Pico-USD that the gateway has booked on all its channels."""

@@ -8,13 +8,17 @@ from dataclasses import replace
 
 import pytest
 
+from inferpool.gateway import relay
 from inferpool.identity.signing import Key
 from inferpool.payments.journal import MemoryJournal
 from inferpool.payments.payer import PayerChannel
 from inferpool.protocol import headers
+from inferpool.protocol.embeddings import EmbeddingsRequest
 from inferpool.protocol.encoding import sha256
+from inferpool.protocol.images import ImagesRequest
 from inferpool.protocol.receipt_chain import ChainedReceipt, ChainProof
-from tests.gateway.parts import Pool, pool
+from inferpool.protocol.transcription import TranscriptionRequest
+from tests.gateway.parts import KEY_HEADER, Pool, pool
 
 
 def channel_of(made: Pool) -> PayerChannel:
@@ -193,3 +197,25 @@ async def test_charges_that_went_down_with_a_book_leave_no_gap_for_ever() -> Non
         assert made.booked() == made.earned() == 6 * 200_000
         channel = channel_of(made)
         assert (channel.next_seq, channel.booked_ahead, channel.unresolved) == (7, set(), {})
+
+
+async def test_a_caller_who_wants_signed_receipts_gets_them_from_a_trusted_node_too() -> None:
+    async with pool(window=32) as made:
+        await trusted(made)
+        assert headers.RECEIPT not in (await made.infer()).headers
+        wish = [KEY_HEADER, (headers.RECEIPTS, headers.SIGNED)]
+        assert headers.RECEIPT in (await made.infer(sent=wish)).headers
+
+
+@pytest.mark.parametrize(
+    "errand",
+    [
+        relay.embeddings(EmbeddingsRequest("m", ("x",))),
+        relay.transcription(TranscriptionRequest("m", b"RIFF"), b"", b"", 1_000),
+        relay.images(ImagesRequest("m", "x", seed=1)),
+    ],
+    ids=["embeddings", "speech", "images"],
+)
+def test_the_wish_for_signed_receipts_counts_for_every_whole_answer(errand: relay.Errand) -> None:
+    assert relay.receipted(errand, {}).chained
+    assert not relay.receipted(errand, {headers.RECEIPTS: headers.SIGNED}).chained

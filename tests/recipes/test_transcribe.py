@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferpool.recipes import transcribe
+from inferpool.models import catalogue
+from inferpool.protocol.errors import Refused
+from inferpool.recipes import speech_desk, transcribe
 from inferpool.recipes.kit.use import Meter
-from inferpool.recipes.transcribe import RATE, STEP_S, Ear, Heard, errors, words
+from inferpool.recipes.speech_desk import Heard
+from inferpool.recipes.transcribe import RATE, STEP_S, Ear, errors, words
 
 lists = st.lists(st.sampled_from("abcd"), max_size=8)
 
@@ -86,3 +89,77 @@ def test_what_is_unclear_goes_to_a_person() -> None:
     sure, low, none = Segment("a", 1), Segment("b", 2, -1.0), Segment("c", 3, 0.0, 0.9)
     assert Heard("", (sure,)).doubts == 0
     assert Heard("", (sure, low, none)).doubts == 2
+    assert Heard("", (sure, low)).chance == speech_desk.chance(low)
+    assert Heard("", ()).chance == 0, "silence is for a person too"
+
+
+def test_a_chance_grows_with_the_confidence_and_stays_one() -> None:
+    chances = [speech_desk.chance(Segment("", 1, logprob)) for logprob in (-9, -1, -0.3, -0.1, 0)]
+    assert chances == sorted(chances)
+    assert 0 <= chances[0] < 0.05
+    assert 0.95 < chances[-1] <= 1
+
+
+@given(lists, lists)
+def test_right_words_are_those_of_an_alignment_with_the_fewest_errors(
+    a: list[str], b: list[str]
+) -> None:
+    found = speech_desk.right(a, b)
+    kept = [word for word, right in zip(b, found, strict=True) if right]
+    places = iter(a)
+    assert all(word in places for word in kept), "in the reference's order"
+    assert max(len(a), len(b)) - sum(found) <= errors(a, b)
+    assert speech_desk.right(a, a) == [True] * len(a)
+
+
+def test_a_noisy_line_is_noticed_and_a_clean_one_is_not() -> None:
+    whole = np.concatenate([transcribe.samples_of(wav) for wav in transcribe.clips().values()])
+    found = speech_desk.line(whole, transcribe.noisy(whole, transcribe.MONITORED_DB))
+    assert found["alarms"] == 0
+    assert found["rehearsal"]["alarm"]
+
+
+def test_a_name_in_a_tag_stays_here() -> None:
+    clip = transcribe.clips()["sense-0880"]
+    made = transcribe.tagged(clip)
+    assert transcribe.WHO["artist"].encode() in made
+    assert transcribe.wav_of(transcribe.samples_of(made)) == clip
+
+
+@pytest.fixture(scope="module")
+def decision() -> dict[str, Any]:
+    """As `speech_desk.record` makes one of a form and an attempt; nobody signed it."""
+    wav = transcribe.clips()["sense-0880"]
+    kind = "multipart/form-data; boundary=x"
+    parts = {"model": transcribe.MODEL, "language": "en"}
+    form = b"".join(
+        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in parts.items()
+    )
+    form += b'--x\r\nContent-Disposition: form-data; name="file"; filename="speech.wav"\r\n\r\n'
+    form += wav + b"\r\n--x--\r\n"
+    heard = Heard(
+        "He was not an ill-disposed young man.", (Segment("He was", 3.0, -0.3),), form, kind
+    )
+    manifest = catalogue.load(transcribe.MODEL).id
+    proof = {"receipt": {"manifest": manifest, "class": "ctranslate2@0/int8/cpu"}}
+    return speech_desk.record(heard, {"proof": proof, "node": "0x"}, None) | {"receipt": None}
+
+
+def test_a_record_that_was_altered_is_refused(decision: dict[str, Any]) -> None:
+    with pytest.raises(Refused, match="hash"):
+        speech_desk.replay(decision | {"form_base64": "AAAA"})
+    with pytest.raises(Refused, match="another model"):
+        speech_desk.replay(decision | {"manifest": "0x00"})
+
+
+@pytest.mark.timeout(120)
+def test_a_clip_is_heard_again_from_its_record(decision: dict[str, Any]) -> None:
+    pytest.importorskip("faster_whisper", reason="make test-whisper")
+    again = speech_desk.replay(decision)
+    assert again.same
+    assert again.bitwise
+    assert (again.signed, again.about_this) == (None, None)
+    other = speech_desk.replay(decision | {"text": "He was a young man."})
+    assert not other.same
+    assert other.difference > speech_desk.OTHER_CLASS

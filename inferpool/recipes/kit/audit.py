@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -119,17 +119,18 @@ def replay(decision: dict[str, Any], scorer: Scorer) -> Replay:
     bitwise = _bytes(then) == _bytes(now)
     gap = difference(now, then)
     same = gap <= CLOSE
-    signed, about_this = proven(decision, given.name, row)
+    signed, about_this = proven(decision, request_hash(given.name, row))
     return Replay(same, bitwise, gap, decision["class"], told.engine_class, signed, about_this)
 
 
-def proven(decision: dict[str, Any], name: str, row: Array) -> tuple[bool | None, bool | None]:
-    """What the receipt says by itself: whether the node signed it, and about this input."""
+def proven(decision: Mapping[str, Any], asked: bytes) -> tuple[bool | None, bool | None]:
+    """What the receipt says by itself: whether the node signed it, and about this request, whose
+    SHA-256 is `asked`."""
     wire = decision["receipt"]
     if wire is None:
         return None, None
     found = SignedReceipt.from_wire(wire)
-    about_this = request_hash(name, row) == found.receipt.request_hash
+    about_this = asked == found.receipt.request_hash
     if decision.get("chain_id") is None:
         return None, about_this
     try:

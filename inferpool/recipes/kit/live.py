@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, Self
 import numpy as np
 
 from inferpool.recipes.kit.data import Array, Sample
-from inferpool.recipes.kit.pool import own_pool
+from inferpool.recipes.kit.pool import PoolScorer, own_pool
 from inferpool.recipes.kit.scorer import Scorer, difference
 
 WORKERS: Final = 4
@@ -104,27 +104,42 @@ def rehearse(case: Asked, rows: Array, engine: Scorer) -> dict[str, Any]:
 
     Every answer is compared with the engine's; the gateway's book says what was paid.
     """
-    chosen = rows[np.linspace(0, len(rows) - 1, _REHEARSED).astype(int)]
+    return outlived(
+        case.model,
+        rows[np.linspace(0, len(rows) - 1, _REHEARSED).astype(int)],
+        lambda pool: lambda row: pool.infer(case.model, case.input, row),
+        lambda row: engine.infer(case.model, case.input, row),
+    )
+
+
+def outlived(
+    model: str,
+    rows: Array,
+    ask_by: Callable[[PoolScorer], Ask],
+    local: Ask,
+    patience_s: float = _PATIENCE_S,
+) -> dict[str, Any]:
+    """As `rehearse`, for what is asked in another way. `local` says what each answer has to be."""
     served: list[Served] = []
     # The node that will be killed is wanted first, so that it is in the middle of something.
-    with own_pool([case.model], nodes=2) as pool, pool.client(_PATIENCE_S, pool.node) as first:
-        with stream_of(case, first, engine, _PATIENCE_S) as stream:
-            for answer in stream.serve(chosen):
+    with own_pool([model], nodes=2) as pool, pool.client(patience_s, pool.node) as first:
+        with Stream(ask_by(first), local, patience_s) as stream:
+            for answer in stream.serve(rows):
                 served.append(answer)
-                if len(served) == _REHEARSED // 3:
+                if len(served) == len(rows) // 3:
                     killed = pool.kill_node()
         book = first.book()
     apart = [
-        difference(answer.outputs, engine.infer(case.model, case.input, row[None]))
-        for row, answer in zip(chosen, served, strict=True)
+        difference(answer.outputs, local(row[None]))
+        for row, answer in zip(rows, served, strict=True)
     ]
     paid = [item for item in book if item["proof"]]
     return {
-        "sent": len(chosen),
+        "sent": len(rows),
         "answered": len(served),
         "by_pool": sum(not answer.local for answer in served),
         "killed": killed,
-        "killed_after": _REHEARSED // 3,
+        "killed_after": len(rows) // 3,
         "by_killed": sum(item["node"] == killed for item in paid),
         "failed_attempts": len(book) - len(paid),
         "receipts": len(paid),

@@ -66,7 +66,21 @@ class PoolScorer:
         from openai import OpenAI
 
         key = self._home.secret("api-key")
-        return OpenAI(base_url=f"{self._url}/v1", api_key=key, timeout=300.0)
+        wishes = {name: value for name, value in self._headers.items() if name != "Authorization"}
+        return OpenAI(
+            base_url=f"{self._url}/v1", api_key=key, timeout=300.0, default_headers=wishes
+        )
+
+    def proofs(self, model: str) -> dict[str, dict[str, Any]]:
+        """The last paid attempts by the hash of what was asked."""
+        paid = [item for item in self.book() if item["model"] == model and item["proof"]]
+        return {item["proof"]["receipt"]["requestHash"]: item for item in reversed(paid)}
+
+    @property
+    def chain_id(self) -> int | None:
+        """Of the chain that the receipts are signed for, where it runs here."""
+        chain = self._home.running("chain")
+        return int(str(chain["chain_id"])) if chain else None
 
     def infer(self, model: str, name: str, rows: Array) -> Sample:
         """One paid request."""
@@ -91,14 +105,12 @@ class PoolScorer:
         for item in reversed(self.book()):
             if item["model"] == model and item["proof"]:
                 booked.setdefault(item["proof"]["receipt"]["requestHash"], []).append(item)
-        chain = self._home.running("chain")
-        chain_id = int(str(chain["chain_id"])) if chain else None
         found = []
         for row, outputs in zip(rows, answers, strict=True):
             same = booked.get(to_hex(request_hash(name, row)))
             if not same:
                 raise Unavailable(f"the gateway's book has no receipt for an answer of {model}")
-            found.append(_answer(outputs, same.pop(), chain_id))
+            found.append(_answer(outputs, same.pop(), self.chain_id))
         return found
 
     def book(self) -> list[dict[str, Any]]:
