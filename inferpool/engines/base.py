@@ -51,6 +51,7 @@ class TextCall:
     sampling: Sampling
     stop: tuple[str, ...] = ()
     resume: tuple[int, ...] = ()  # token ids already produced: go on after them, repeat none
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token ids, each with what its logit gains
     shape: Shape | None = None  # what the answer must look like; calls come as text, in their tags
     top_logprobs: int | None = None  # tell `tokens`, each with so many alternatives
 

@@ -34,6 +34,7 @@ from inferpool.engines.tensor_check import check_inputs
 from inferpool.protocol import parameters
 from inferpool.protocol.errors import Unavailable
 from inferpool.protocol.logprobs import TokenLogprob
+from inferpool.protocol.text import BIAS_MAX
 
 VOCABULARY: Final = 50_000
 _ROW: Final = 4
@@ -83,7 +84,12 @@ class FakeTextEngine:
         self.hang_after: int | None = None
         self.up = False
         self.parameters = frozenset(
-            {parameters.LOGPROBS, parameters.RESPONSE_FORMAT, parameters.TOOLS}
+            {
+                parameters.LOGIT_BIAS,
+                parameters.LOGPROBS,
+                parameters.RESPONSE_FORMAT,
+                parameters.TOOLS,
+            }
         )
         self._slots = Slots(slots)
 
@@ -119,7 +125,7 @@ class FakeTextEngine:
             script = _script(call, prompt)
             for produced in range(1, call.max_output + 1):
                 await self._pace(produced - 1)
-                token = _next(script, prompt, call.sampling.seed, position)
+                token = _next(script, call, prompt, position)
                 position += 1
                 progress.phase, progress.count = Phase.TOKENS, produced
                 text, stopped = answer.take(token_text(token))
@@ -235,8 +241,15 @@ def _script(call: TextCall, prompt: str) -> list[int]:
     return [VOCABULARY + ord(char) for char in text]
 
 
-def _next(script: list[int], prompt: str, seed: int, position: int) -> int:
-    return script[position] if script else token_id(prompt, seed, position)
+def _next(script: list[int], call: TextCall, prompt: str, position: int) -> int:
+    """The id at a position; a bias of 100 takes its id always, one of -100 never."""
+    if script:
+        return script[position]
+    forced = [token for token, bias in call.logit_bias if bias >= BIAS_MAX]
+    token = forced[0] if forced else token_id(prompt, call.sampling.seed, position)
+    while (token, -float(BIAS_MAX)) in call.logit_bias:
+        token = (token + 1) % VOCABULARY
+    return token
 
 
 def _told(token: int, alternatives: int) -> TokenLogprob:

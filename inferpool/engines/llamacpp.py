@@ -68,7 +68,12 @@ class LlamaCppEngine:
         self.slots, self.context, self.threads = slots, context, threads
         self.engine_class = f"llamacpp@{_version()}/{quant.lower()}/cpu-{cpu_isa()}"
         self.parameters = frozenset(
-            {parameters.LOGPROBS, parameters.RESPONSE_FORMAT, parameters.TOOLS}
+            {
+                parameters.LOGIT_BIAS,
+                parameters.LOGPROBS,
+                parameters.RESPONSE_FORMAT,
+                parameters.TOOLS,
+            }
         )
         self._slots = Slots(slots)
         self._child: Child | None = None

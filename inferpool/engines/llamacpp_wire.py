@@ -85,6 +85,7 @@ def completion_body(call: TextCall, prompt: str | list[int]) -> bytes:
             "return_tokens": True,
             "n_probs": call.top_logprobs or 1,  # 0 gives none, more is only larger
             "post_sampling_probs": False,  # the model's own probabilities, as an audit computes
+            **({"logit_bias": call.logit_bias} if call.logit_bias else {}),
             **_held_to(call.shape),
         }
     )

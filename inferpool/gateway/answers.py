@@ -276,14 +276,18 @@ class WholeAnswer:
         self._calls.clear()
         self._head.pop("system_fingerprint", None)
 
-    async def end(self, delivered: Delivered) -> None:
-        """Answer."""
+    def body(self, delivered: Delivered) -> dict[str, object]:
+        """The whole answer in OpenAI's shape."""
         assert delivered.finish is not None, "a whole answer has a finish reason"
         text = "".join(self._texts)
         self._tokens += delivered.take_tokens()
         told = self._form.logprobs(self._tokens, 0) if self._tells else None
         made = whole_objects(self._calls, call_prefix(self._client_id))
-        body = self._form.whole(self._head, text, delivered.finish, delivered.usage, told, made)
+        return self._form.whole(self._head, text, delivered.finish, delivered.usage, told, made)
+
+    async def end(self, delivered: Delivered) -> None:
+        """Answer."""
+        body = self.body(delivered)
         body["inferpool"] = delivered.proof()
         extra = [
             JSON,

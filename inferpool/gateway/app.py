@@ -170,6 +170,8 @@ class GatewayApp:
 
     async def _fail(self, request: HttpRequest, error: InferpoolError) -> None:
         self._gateway.metrics.refused(error.code)
+        if not error.request_id:  # refused before it was admitted: a name to ask about it by
+            error.request_id = "req_" + self._gateway.random(12).hex()
         body = error.oip() if request.path.startswith("/v2") else error.openai()
         try:
             extra = error_headers(error)

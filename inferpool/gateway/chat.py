@@ -93,8 +93,6 @@ class TextRun:
                 await self.answer.end(self.delivered)
                 return
         if not self.answer.started:
-            if self.delivered.billed_pico_usd:  # for what the client never got
-                await self.gateway.forgive(self.hold.caller, [self.hold.client_id])
             raise _as_ours(last)
         await self.answer.fail(last)
 

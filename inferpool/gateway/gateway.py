@@ -18,7 +18,7 @@ from typing import Final
 
 from inferpool.clock import Clock
 from inferpool.engines.audio import length_ms
-from inferpool.gateway import relay
+from inferpool.gateway import choices, relay
 from inferpool.gateway.admission import Caller, Hold, SharedLimits, both
 from inferpool.gateway.affinity import Blocks, PrefixMap, blocks, texts
 from inferpool.gateway.answers import Answer, StreamedAnswer, WholeAnswer
@@ -135,21 +135,31 @@ class Gateway:
             raise BadRequest("resume is for gateways.", param="inferpool.resume")
         prompt = blocks(texts(parsed))
         preferences = _preferences(request, parsed.preferences)
+        if parsed.choices > 1:
+            await choices.serve(self, request, parsed, caller, prompt, preferences)
+            return
         route = await self.route(parsed.job, caller, prompt, preferences)
-        async with self.hold(caller, route) as hold:
-            answer = self._answer(request, parsed, hold)
-            run = TextRun(self, answer, parsed, hold, self.seed(parsed.seed), prompt, preferences)
-            work = asyncio.create_task(run.run(hold.candidates))
-            left = asyncio.create_task(request.disconnected())
-            try:
-                await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                await stop_task(left)
-                work.cancel()
-                await asyncio.wait([work])
-            hold.complete = run.delivered.finish is not None and run.delivered.signed is not None
-            if not work.cancelled():
-                work.result()
+        try:
+            async with self.hold(caller, route) as hold:
+                answer = self._answer(request, parsed, hold)
+                seed = self.seed(parsed.seed)
+                run = TextRun(self, answer, parsed, hold, seed, prompt, preferences)
+                work = asyncio.create_task(run.run(hold.candidates))
+                left = asyncio.create_task(request.disconnected())
+                try:
+                    await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    await stop_task(left)
+                    work.cancel()
+                    await asyncio.wait([work])
+                signed = run.delivered.signed is not None
+                hold.complete = run.delivered.finish is not None and signed
+                if not work.cancelled():
+                    work.result()
+        except InferpoolError as error:  # before the client had anything: what it cost is ours
+            if caller.walk_in is None and error.request_id:
+                await self.forgive(caller, [error.request_id])
+            raise
 
     def _answer(self, request: HttpRequest, parsed: Parsed, hold: Hold) -> Answer:
         created_s, form = self.clock.now_ms() // 1000, form_of(parsed)

@@ -16,7 +16,7 @@ from inferpool import __version__
 from inferpool.protocol import chat, completion, embeddings, images, limits, transcription
 from inferpool.protocol.body import IGNORED
 from inferpool.protocol.preferences import SORTS
-from inferpool.protocol.text import INTEGER_SAMPLERS, SAMPLERS
+from inferpool.protocol.text import BIAS_MAX, INTEGER_SAMPLERS, SAMPLERS
 
 Schema = dict[str, Any]
 
@@ -260,8 +260,19 @@ def _shared() -> dict[str, Schema]:
         "max_tokens": _or_null(_integer(1, limits.OUTPUT_UNITS_MAX)),
         "stop": _or_null({"anyOf": [stop, _list(stop, maxItems=limits.STOP_MAX)]}),
         "seed": _SEED,
+        "n": _or_null(_integer(1, limits.CHOICES_MAX)),
+        "logit_bias": _or_null(_biases()),
         "stream": _or_null({"type": "boolean"}),
         "stream_options": _or_null(_closed({}, options)),
+    }
+
+
+def _biases() -> Schema:
+    return {
+        "type": "object",
+        "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+        "additionalProperties": {"type": "number", "minimum": -BIAS_MAX, "maximum": BIAS_MAX},
+        "maxProperties": limits.LOGIT_BIAS_MAX,
     }
 
 
@@ -442,12 +453,15 @@ def _transcription() -> Schema:
 
 
 def _model() -> Schema:
-    spread = _object({"min": _integer(0), "max": _integer(0)})
+    spread = _object(dict.fromkeys(("min", "p50", "p90", "max"), _integer(0)))
     ours = {
         "task": _text(),
         "unit": _text(),
         "manifest": _text(),
         "context": _integer(0),
+        "context_most": _integer(0),
+        "input_modalities": _list(_text()),
+        "output_modalities": _list(_text()),
         "default_max_output": _integer(0),
         "classes": _list(_text()),
         "price_in_pico_usd_per_unit": spread,

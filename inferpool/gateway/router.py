@@ -28,6 +28,16 @@ from inferpool.protocol.offer import Service
 from inferpool.protocol.price import maximum_pico_usd
 from inferpool.protocol.value import value
 
+# Why a service is ruled out -> the member that says so.
+PREFERENCE: Final = {
+    "not among provider.only": "provider.only",
+    "in provider.ignore": "provider.ignore",
+    "promises nothing about data": "provider.data_collection",
+    "another quantization": "provider.quantizations",
+    "over max_price": "provider.max_price",
+    "over max_price.request": "provider.max_price.request",
+    "under min_trust": "inferpool.min_trust",
+}
 Allows = Callable[[KnownNode, Service], str]
 BYTES_PER_TOKEN: Final = 4  # English prose; only an expectation, never a bound
 DEFAULT_OUTPUT: Final = 128
@@ -277,6 +287,7 @@ class _Choice:
         if self._refused is not None:
             raise self._refused
         self._raise_for_parameter()
+        self._raise_for_preference()
         silent = self._passed.keys() <= {"silent", "held back"}
         raise Unavailable(
             f"Every node with {self._job.model!r} is silent or failing now; try again."
@@ -297,6 +308,23 @@ class _Choice:
                     code="unsupported_parameter",
                     param=name,
                 )
+
+    def _raise_for_preference(self) -> None:
+        """Raise BadRequest where what the caller prefers, or its key may, rules out every node,
+        those that are silent now included: it would fail again."""
+        allows, reasons = self._wanted.allows, Counter[str]()
+        for entry in self._market.entries.values():
+            why = allows(entry.node, entry.service) if allows is not None else ""
+            if not why:
+                return
+            reasons[why] += 1
+        if reasons:
+            told = ", ".join(reason for reason, _ in reasons.most_common())
+            raise BadRequest(
+                f"Preferences rule out every node with {self._job.model!r}: {told}.",
+                code="preferences_unmet",
+                param=PREFERENCE.get(reasons.most_common(1)[0][0]),
+            )
 
     # -- what it costs -------------------------------------------------------------------------
 

@@ -30,7 +30,9 @@ def model_object(
             "task": service.task.value,
             "unit": service.task.unit,
             "manifest": to_hex(service.manifest),
-            "context": service.context,
+            "context": min(item.context for item in offered),  # that every node takes
+            "context_most": max(item.context for item in offered),
+            **_modalities(service.task),
             "default_max_output": service.default_max_output,
             "classes": sorted({item.engine_class for item in offered}),
             "price_in_pico_usd_per_unit": _range(
@@ -46,6 +48,22 @@ def model_object(
     }
 
 
+_MODALITIES: Final = {
+    Task.CHAT: ("text", "text"),
+    Task.COMPLETION: ("text", "text"),
+    Task.EMBEDDING: ("text", "embeddings"),
+    Task.TRANSCRIPTION: ("audio", "text"),
+    Task.IMAGE: ("text", "image"),
+    Task.TENSOR: ("tensors", "tensors"),
+}
+
+
+def _modalities(task: Task) -> dict[str, list[str]]:
+    """What goes in and comes out, in OpenRouter's words where it has one."""
+    goes_in, comes_out = _MODALITIES[task]
+    return {"input_modalities": [goes_in], "output_modalities": [comes_out]}
+
+
 def _parameters(offered: list[Service]) -> dict[str, object]:
     """What some node takes, for text."""
     if offered[0].task not in (Task.CHAT, Task.COMPLETION):
@@ -55,7 +73,14 @@ def _parameters(offered: list[Service]) -> dict[str, object]:
 
 
 def _range(prices: list[int]) -> dict[str, int]:
-    return {"min": min(prices), "max": max(prices)}
+    ordered = sorted(prices)
+    most = len(ordered) - 1
+    return {
+        "min": ordered[0],
+        "p50": ordered[-(-most * 50 // 100)],
+        "p90": ordered[-(-most * 90 // 100)],
+        "max": ordered[-1],
+    }
 
 
 def status(gateway: Gateway) -> dict[str, object]:

@@ -39,6 +39,7 @@ def text_call(request: ChatRequest | CompletionRequest, hosted: Hosted, seed: in
         sampling=Sampling(seed=seed, top_k=top_k, **numbers),
         stop=request.stop,
         resume=request.resume,
+        logit_bias=request.logit_bias,
         top_logprobs=request.top_logprobs,
         shape=request.shape if isinstance(request, ChatRequest) else None,
     )

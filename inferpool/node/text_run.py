@@ -35,6 +35,12 @@ Parsed = ChatRequest | CompletionRequest
 async def serve(node: Node, request: HttpRequest, body: bytes, parsed: Parsed) -> None:
     """Admit, run, meter, sign, answer. Raises what `Node.admit` raises."""
     refuse_preferences(parsed.preferences)
+    if parsed.choices > 1:
+        raise BadRequest(
+            "A node gives one answer an attempt; send each by itself.",
+            code="unsupported_parameter",
+            param="n",
+        )
     hosted = node.services.find(parsed.model, parsed.job.task)
     if parsed.resume and not hosted.service().resume:
         raise BadRequest(

@@ -25,7 +25,6 @@ ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 NO_OPS: Final[dict[str, tuple[object, ...]]] = {
     "store": (False, None),
     "service_tier": ("auto", "default", None),
-    "n": (1, None),
 }
 
 
@@ -60,7 +59,7 @@ class ChatRequest(TextRequest):
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of what not every service takes (`parameters`)."""
-        found = () if self.top_logprobs is None else (parameters.LOGPROBS,)
+        found = super(ChatRequest, self).needs
         if self.shape is None:
             return found
         return (*found, parameters.TOOLS if self.tools else parameters.RESPONSE_FORMAT)
@@ -80,6 +79,7 @@ class ChatRequest(TextRequest):
             messages=len(messages),
             resume_units=len(self.resume),
             max_output=self.max_output,
+            choices=self.choices,
             stream=self.stream,
             needs=self.needs,
         )

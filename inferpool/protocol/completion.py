@@ -18,8 +18,6 @@ from inferpool.protocol.text import TextRequest, take_shared
 NO_OPS: Final[dict[str, tuple[object, ...]]] = {
     "best_of": (1, None),
     "echo": (False, None),
-    "logit_bias": ({}, None),
-    "n": (1, None),
     "suffix": ("", None),
 }
 
@@ -40,6 +38,7 @@ class CompletionRequest(TextRequest):
             messages=1,
             resume_units=len(self.resume),
             max_output=self.max_output,
+            choices=self.choices,
             stream=self.stream,
             needs=self.needs,
         )

@@ -20,6 +20,11 @@ CODES: Final[dict[str, tuple[int, str, str]]] = {
     "invalid_json": (400, "invalid_request_error", "The body is not valid JSON."),
     "invalid_request": (400, "invalid_request_error", "A field is missing or has a wrong value."),
     "unsupported_parameter": (400, "invalid_request_error", "A parameter that is not served."),
+    "preferences_unmet": (
+        400,
+        "invalid_request_error",
+        "The caller's preferences, or its key's rules, leave no node.",
+    ),
     "no_maximum": (400, "invalid_request_error", "The request has no finite maximum price."),
     "context_length_exceeded": (
         400,

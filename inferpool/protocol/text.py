@@ -16,6 +16,8 @@ import orjson
 from inferpool.protocol import parameters
 from inferpool.protocol.body import fail, flag, integer, model_name, seed_of
 from inferpool.protocol.limits import (
+    CHOICES_MAX,
+    LOGIT_BIAS_MAX,
     OUTPUT_UNITS_MAX,
     RESUME_MAX,
     STOP_MAX,
@@ -35,6 +37,7 @@ SAMPLERS: Final[dict[str, tuple[float, float]]] = {
     "min_p": (0.0, 1.0),
     "repeat_penalty": (0.0, 10.0),
 }
+BIAS_MAX: Final = 100  # OpenAI's bound; -100 bans a token, 100 forces one
 INTEGER_SAMPLERS: Final = frozenset({"top_k"})
 
 
@@ -49,6 +52,8 @@ class TextRequest:
     sampling: dict[str, float] = field(default_factory=dict)
     stream: bool = False
     include_usage: bool = False
+    choices: int = 1  # a gateway's: a node gives one answer an attempt
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token ids, each with -100 to 100
     top_logprobs: int | None = None  # alternatives at each token; None: no log-probabilities
     resume: tuple[int, ...] = ()
     preferences: RoutePreferences = NO_PREFERENCES  # for the gateway, and never sent on
@@ -56,7 +61,13 @@ class TextRequest:
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of what not every service takes (`parameters`)."""
-        return () if self.top_logprobs is None else (parameters.LOGPROBS,)
+        if self.top_logprobs is None and not self.logit_bias:
+            return ()
+        asked = {
+            parameters.LOGPROBS: self.top_logprobs is not None,
+            parameters.LOGIT_BIAS: bool(self.logit_bias),
+        }
+        return tuple(name for name, wanted in asked.items() if wanted)
 
     @property
     def tools(self) -> Tools | None:
@@ -94,6 +105,10 @@ class TextRequest:
             body["stop"] = list(self.stop)
         if self.stream:
             body["stream_options"] = {"include_usage": self.include_usage}
+        if self.choices > 1:
+            body["n"] = self.choices
+        if self.logit_bias:
+            body["logit_bias"] = {str(token): bias for token, bias in self.logit_bias}
         if self.resume:
             body["inferpool"] = {"resume": list(self.resume)}
         return orjson.dumps(body)
@@ -108,6 +123,8 @@ def take_shared(body: dict[str, object]) -> dict[str, Any]:
         "max_output": _max_output(body),
         "stop": _stop(body.pop("stop", None)),
         "seed": seed_of(body.pop("seed", None)),
+        "choices": integer(body.pop("n", None), "n", 1, CHOICES_MAX) or 1,
+        "logit_bias": _logit_bias(body.pop("logit_bias", None)),
         "sampling": _sampling(body),
         "stream": stream,
         "include_usage": _include_usage(body.pop("stream_options", None), stream),
@@ -134,6 +151,21 @@ def _stop(value: object) -> tuple[str, ...]:
         if not isinstance(stop, str) or not 0 < len(stop) <= STOP_TEXT_MAX:
             fail("stop", f"each stop must be a string of 1 to {STOP_TEXT_MAX} characters.")
     return tuple(stops)
+
+
+def _logit_bias(value: object) -> tuple[tuple[int, float], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, dict) or len(value) > LOGIT_BIAS_MAX:
+        fail("logit_bias", f"logit_bias must be an object of at most {LOGIT_BIAS_MAX} token ids.")
+    found = []
+    for token, bias in value.items():
+        if not token.isascii() or not token.isdecimal() or len(token) > 10 or int(token) >= 2**32:
+            fail("logit_bias", "logit_bias must have token ids as its keys.")
+        if type(bias) not in (int, float) or not -BIAS_MAX <= bias <= BIAS_MAX:
+            fail("logit_bias", f"each bias must be a number from -{BIAS_MAX} to {BIAS_MAX}.")
+        found.append((int(token), float(bias)))
+    return tuple(found)
 
 
 def _sampling(body: dict[str, object]) -> dict[str, float]:

@@ -61,12 +61,27 @@ def embedded() -> None:
     assert near > 0.5 > far + 0.2, (near, far)
 
 
+def formed() -> None:
+    """JSON by a schema, and a call, in litellm's own objects."""
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    form = {"type": "json_schema", "json_schema": {"name": "c", "schema": schema, "strict": True}}
+    asked = {"model": CHAT, "messages": QUESTION, "max_tokens": 120, **THERE}
+    answer = litellm.completion(**asked, response_format=form)
+    assert list(json.loads(answer.choices[0].message.content)) == ["city"], answer
+    tool = {"type": "function", "function": {"name": "look", "parameters": schema}}
+    choice = {"type": "function", "function": {"name": "look"}}
+    answer = litellm.completion(**asked, tools=[tool], tool_choice=choice)
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name == "look", answer
+    assert answer.choices[0].finish_reason == "tool_calls", answer
+
+
 def refused() -> None:
     """Each error is the class that litellm has for its status, with our own words."""
     for kind, words, change in (
         (litellm.NotFoundError, "no-such-model", {"model": "openai/no-such-model"}),
         (litellm.AuthenticationError, "API key", {"api_key": "wrong"}),
-        (litellm.BadRequestError, "logit_bias", {"logit_bias": {"7": 1}}),
+        (litellm.BadRequestError, "each bias", {"logit_bias": {"7": 101}}),
     ):
         asked = {"model": CHAT, "messages": QUESTION, "max_tokens": 4, **THERE, **change}
         try:
@@ -83,5 +98,7 @@ streamed(text)
 print("litellm: the same, streamed, with usage")
 embedded()
 print("litellm: embeddings")
+formed()
+print("litellm: JSON by a schema, and a call")
 refused()
 print("litellm: errors by class")

@@ -6,6 +6,7 @@ cat >"$LLM_USER_PATH/extra-openai-models.yaml" <<YAML
   model_name: smollm2-135m-instruct
   api_base: $GATEWAY_URL/v1
   api_key_name: pool
+  supports_schema: true
 YAML
 llm keys set pool --value "$GATEWAY_KEY" >/dev/null
 for how in "" --no-stream; do
@@ -20,8 +21,12 @@ first, second = json.load(sys.stdin)
 assert first["response"] == second["response"], "streamed and whole differ"
 assert first["output_tokens"] and first["output_tokens"] == second["output_tokens"], first
 print("llm: its log has", first["input_tokens"], "tokens in,", first["output_tokens"], "out")'
-if llm -m pool -o logit_bias '{"7": 1}' "Hello" 2>"$SCRATCH/refused"; then
-    echo "llm: a bias that has no effect was taken" && exit 1
+llm -m pool --no-stream -o max_tokens 120 --schema 'city, country' "Where is Paris?" |
+    python -c '
+import json, sys
+print("llm: by a schema,", sorted(json.load(sys.stdin)))'
+if llm -m pool -o max_tokens 2000000 "Hello" 2>"$SCRATCH/refused"; then
+    echo "llm: more tokens than there can be were taken" && exit 1
 fi
-grep -q "'logit_bias' with this value is not served" "$SCRATCH/refused"
+grep -q "max_tokens must be an integer" "$SCRATCH/refused"
 echo "llm: $(cat "$SCRATCH/refused")"

@@ -135,7 +135,7 @@ async def test_wrong_paths_and_methods(method: str, path: str, status: int, code
         ({"messages": []}, 400, "invalid_request"),
         ({"max_tokens": -1}, 400, "invalid_request"),
         ({"max_tokens": 5000}, 400, "context_length_exceeded"),
-        ({"n": 2}, 400, "unsupported_parameter"),
+        ({"n": 9}, 400, "invalid_request"),
         ({"inferpool": {"resume": [1]}}, 400, "*"),
     ],
     ids=str,
@@ -196,7 +196,11 @@ async def test_what_everyone_may_see() -> None:
         assert [item["id"] for item in models] == ["fake-chat", "fake-tensor"]
         facts = models[0]["inferpool"]
         assert (facts["nodes"], facts["unit"]) == (2, "token")
-        assert facts["price_out_pico_usd_per_unit"] == {"min": 600_000, "max": 600_000}
+        assert facts["price_out_pico_usd_per_unit"] == dict.fromkeys(
+            ("min", "p50", "p90", "max"), 600_000
+        )
+        assert facts["input_modalities"] == facts["output_modalities"] == ["text"]
+        assert facts["context"] == facts["context_most"] == 4096
         assert (await made.send("GET", "/v1/models/fake-chat", None, [])).json["id"] == "fake-chat"
         assert (await made.send("GET", "/health", None, [])).status == 200
         assert (await made.send("GET", "/v2/models/fake-tensor/ready", None, [])).status == 200

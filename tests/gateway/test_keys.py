@@ -254,7 +254,7 @@ async def test_models_prices_and_trust_of_a_key() -> None:
         ):
             name = str(len(made.gateway.gateway.ledger.accounts))
             answer = await chat(made, await new_key(made, name, **rule))
-            assert (answer.status, answer.code) == (503, "no_node")
+            assert (answer.status, answer.code) == (400, "preferences_unmet")
             assert words in answer.json["error"]["message"]
         fits = {"max_out_usd_per_million": "0.6", "max_request_usd": usd(ONE)}
         assert (await chat(made, await new_key(made, "fits", **fits))).status == 200
@@ -264,7 +264,7 @@ async def test_models_prices_and_trust_of_a_key() -> None:
 async def test_a_stranger_becomes_trusted_by_delivering() -> None:
     async with pool() as made:
         key = await new_key(made, min_trust_percent=100)
-        assert (await chat(made, key)).status == 503
+        assert (await chat(made, key)).code == "preferences_unmet"
         for _ in range(20):
             await made.chat()
         assert (await chat(made, key)).status == 200

@@ -101,7 +101,7 @@ async def test_parameters_that_the_node_did_not_sign_are_no_offer() -> None:
 
         def altered(data: bytes) -> bytes:
             assert b'"parameters":["' in data
-            return data.replace(b'"parameters":["logprobs', b'"parameters":["logprobz', 1)
+            return data.replace(b"logit_bias,", b"logic_bias,", 1)
 
         made.liar.on_offer = altered
         await made.gateway.start()

@@ -192,7 +192,8 @@ async def test_a_client_names_its_node_and_no_other_serves_it() -> None:
                 answer = await asked(made, {"order": [address(made, number)]}, stream=True)
                 assert served(answer) == address(made, number)
         answer = await asked(made, {"only": ["0x" + "77" * 20]})
-        assert (answer.status, answer.code) == (503, "no_node")
+        assert (answer.status, answer.code) == (400, "preferences_unmet")
+        assert answer.json["error"]["param"] == "provider.only"
         assert "not among provider.only" in answer.json["error"]["message"]
 
 
@@ -216,12 +217,20 @@ async def test_no_node_over_the_price() -> None:
             answer = await asked(made, {"max_price": {"completion": 0.6}, "sort": "price"})
             assert served(answer) == address(made, 1)
         answer = await asked(made, {"max_price": {"completion": 0.1}})
-        assert (answer.status, answer.code) == (503, "no_node")
+        assert (answer.status, answer.code) == (400, "preferences_unmet")
         assert "over max_price" in answer.json["error"]["message"]
-        assert (await asked(made, {"max_price": {"request": 0}})).status == 503
-        assert (await asked(made, {"data_collection": "deny"})).status == 503
+        for wish, param in (
+            ({"max_price": {"request": 0}}, "max_price.request"),
+            ({"data_collection": "deny"}, "data_collection"),
+            ({"quantizations": ["fp8"]}, "quantizations"),
+        ):
+            error = (await asked(made, wish)).json["error"]
+            assert (error["code"], error["param"]) == ("preferences_unmet", f"provider.{param}")
         assert (await asked(made, {"quantizations": ["none"]})).status == 200
-        assert (await asked(made, {"quantizations": ["fp8"]})).status == 503
+        for known in made.known:
+            known.lease_ms = 0  # silent: what fits may be back soon, what does not may not
+        assert (await asked(made, {})).code == "no_node"
+        assert (await asked(made, {"quantizations": ["fp8"]})).code == "preferences_unmet"
 
 
 async def test_tensors_take_theirs_in_a_header() -> None:

@@ -373,7 +373,7 @@ def test_what_the_caller_rules_out_is_told() -> None:
     found = chosen(nodes, allows=allows)
     assert [c.node.address for c in found.candidates] == [keep]
     assert found.passed == {"not in only": 2}
-    with pytest.raises(Unavailable, match="not in only"):
+    with pytest.raises(BadRequest, match="not in only"):
         chosen(nodes, allows=lambda *_: "not in only")
 
 

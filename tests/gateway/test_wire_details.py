@@ -128,7 +128,9 @@ async def test_models_say_what_a_client_has_to_know_before_it_asks() -> None:
         facts = (await made.send("GET", "/v1/models/fake-chat", pairs=[])).json["inferpool"]
     assert facts["context"] == 4096
     assert facts["default_max_output"] == 64
-    assert facts["price_in_pico_usd_per_unit"] == {"min": 150_000, "max": 150_000}
+    assert facts["price_in_pico_usd_per_unit"] == dict.fromkeys(
+        ("min", "p50", "p90", "max"), 150_000
+    )
     assert (facts["unit"], facts["nodes"], len(facts["classes"])) == ("token", 2, 1)
 
 

@@ -265,3 +265,27 @@ async def test_the_engine_outlives_schemas_that_are_meant_to_hurt(
     assert answer.status_code == 200, answer.text
     assert [services[0].engine.pid for services in rig.services] == pids
     assert answer.json()["inferpool"]["legs"] == 1
+
+
+async def test_a_real_model_gives_several_answers(runner: asyncio.Runner, rig: Rig) -> None:
+    client = rig.openai()
+    ask = {**ASK, "temperature": 1.0, "max_tokens": 10}
+    answer = await client.chat.completions.create(**ask, n=3)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert len({choice.message.content for choice in answer.choices}) > 1
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens <= 30
+    stream = await client.chat.completions.create(**ask, n=2, stream=True)
+    ends = [c.choices[0].index async for c in stream if c.choices[0].finish_reason]
+    assert sorted(ends) == [0, 1]
+
+
+async def test_a_real_model_is_biased(runner: asyncio.Runner, rig: Rig) -> None:
+    """Its likeliest first token is told by its log-probability, and banned by its id."""
+    engine = rig.services[0][0].engine
+    usual = await rig.openai().chat.completions.create(**ASK)
+    text = usual.choices[0].message.content or ""
+    ids = await engine._tokens(engine._running(), text, special=False)
+    bias = {str(ids[0]): -100}
+    other = await rig.openai().chat.completions.create(**ASK, logit_bias=bias)
+    assert not (other.choices[0].message.content or "").startswith(text[:6])

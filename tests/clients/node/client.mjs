@@ -83,9 +83,30 @@ assert.ok(listed.includes(asked.model));
 assert.equal((await client.models.retrieve(asked.model)).id, asked.model);
 console.log(`openai-node: ${listed.length} models`);
 
+const weather = {
+  type: "function",
+  function: {
+    name: "get_weather",
+    parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
+  },
+};
+const calling = { ...asked, max_tokens: 120, tools: [weather], tool_choice: "required" };
+const runner = client.chat.completions.stream({ ...calling, parallel_tool_calls: false });
+const called = (await runner.finalChatCompletion()).choices[0];
+assert.equal(called.finish_reason, "tool_calls");
+assert.equal(called.message.tool_calls[0].function.name, "get_weather");
+const { city } = JSON.parse(called.message.tool_calls[0].function.arguments);
+assert.equal(typeof city, "string");
+console.log(`openai-node: a streamed call, for ${JSON.stringify(city)}`);
+
+const several = await client.chat.completions.create({ ...asked, n: 2, logprobs: true });
+assert.deepEqual(several.choices.map((choice) => choice.index), [0, 1]);
+for (const choice of several.choices) assert.ok(choice.logprobs.content[0].logprob <= 0);
+console.log("openai-node: two choices with log-probabilities");
+
 for (const [kind, status, code, param, change] of [
   [OpenAI.NotFoundError, 404, "model_not_found", "model", { model: "no-such-model" }],
-  [OpenAI.BadRequestError, 400, "unsupported_parameter", "logit_bias", { logit_bias: { 7: 1 } }],
+  [OpenAI.BadRequestError, 400, "unsupported_parameter", "modalities", { modalities: ["audio"] }],
   [OpenAI.BadRequestError, 400, "invalid_request", "temperature", { temperature: 9 }],
 ]) {
   const error = await client.chat.completions.create({ ...asked, ...change }).catch((e) => e);
