@@ -6,6 +6,7 @@ with the first that does not hold. Beside it lies no code of this project.
 
 from __future__ import annotations
 
+import json
 import os
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it fetches one when it is imported
