@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
@@ -29,6 +30,7 @@ from inferpool.gateway.capital import Capital
 from inferpool.gateway.control import CapitalControls
 from inferpool.gateway.directory import Directory
 from inferpool.gateway.gateway import Gateway
+from inferpool.gateway.neighbours import Neighbours
 from inferpool.gateway.route_book import RouteBook
 from inferpool.gateway.treasury import Treasury
 from inferpool.gateway.walk_ins import ACCOUNT as WALK_INS
@@ -99,24 +101,27 @@ async def serve_gateway(config: Config, home: Home, worker: Worker) -> None:
         capital.nodes = gateway.directory.nodes.get
         jobs = await _jobs(config, home, worker, gateway, capital, payee)
 
-        async def close() -> None:
-            for job in jobs:
-                await stop_task(job)
-            await gateway.close()
-            if book is not None:
-                await book.close()
-
         controls = CapitalControls(capital)
         if payee is not None:
             controls.sales, controls.claimer = payee.channels, payee.claimer
-        app = GatewayApp(gateway, home.secret("control-token"), anyone, controls)
+        beside, neighbours = _beside(lane, worker, door)
+        app = GatewayApp(gateway, home.secret("control-token"), anyone, controls, neighbours)
         facts: dict[str, object] = {
             **door.facts(),
             "payer": to_hex(payer.address),
             "models": [service.model for service, _ in gateway.models()],
         }
         async with _other_doors(config, home, worker, app, door, facts):
-            await run_role(home, worker.role, app, door.listening, facts, close, tls=door.tls)
+            await run_role(
+                home,
+                worker.role,
+                app,
+                door.listening,
+                facts,
+                _closing(jobs, gateway, neighbours, book),
+                tls=door.tls,
+                beside=beside,
+            )
 
 
 def _seller(config: Config, keys: KeyRing) -> Key | None:
@@ -196,6 +201,41 @@ def _shared(lane: Lane | None, ledger: PayerLedger) -> SharedBook | None:
     book = SharedBook(lane, ledger.keys)
     book.start()
     return book
+
+
+def _closing(
+    jobs: Sequence[asyncio.Task[None]],
+    gateway: Gateway,
+    neighbours: Neighbours | None,
+    book: SharedBook | None,
+) -> Callable[[], Awaitable[None]]:
+    async def close() -> None:
+        for job in jobs:
+            await stop_task(job)
+        await gateway.close()
+        if neighbours is not None:
+            await neighbours.close()
+        if book is not None:
+            await book.close()
+
+    return close
+
+
+def _beside(
+    lane: Lane | None, worker: Worker, door: Door
+) -> tuple[list[socket.socket], Neighbours | None]:
+    """Where the other workers of this machine reach this one, told them by its next renewal."""
+    if lane is None or worker.of == 1:
+        return [], None
+    found = listen("127.0.0.1", 0, "--port")
+    scheme = "http" if door.tls is None else "https"
+    lane.tls_spki = b"" if door.tls is None else door.spki
+    lane.url = f"{scheme}://127.0.0.1:{found.getsockname()[1]}"
+    return [found], Neighbours(lane, _dial_neighbour)
+
+
+def _dial_neighbour(url: str, tls_spki: bytes | None) -> Transport:
+    return open_transport(url, tls_spki or None)
 
 
 def _may_sign(journal: SqlJournal, lane: Lane | None) -> Callable[[], None]:

@@ -166,11 +166,12 @@ async def run_role(
     tls: TlsIdentity | None = None,
     leaving: Callable[[], None] = lambda: None,
     reach: Sequence[Reach] = (),
+    beside: Sequence[socket.socket] = (),
 ) -> None:
     """Serve until SIGTERM, SIGINT or the end of standard input; then close and forget the role.
 
     `leaving` ends what would else stay open for as long as its reader likes. `reach`: relays
-    through which this role is served as well.
+    through which this role is served as well. `beside`: more sockets of this process alone.
     """
     stop = _stop_event()
     config = uvicorn.Config(
@@ -189,7 +190,7 @@ async def run_role(
     server = _Server(config)
     dialling = [asyncio.create_task(item.run(_relayed(server))) for item in reach]
     home.announce(role, {**facts, "pid": os.getpid()})
-    serving = asyncio.create_task(server.serve(sockets=[listening]), name="serve")
+    serving = asyncio.create_task(server.serve(sockets=[listening, *beside]), name="serve")
     watch = asyncio.create_task(_stdin_closed(stop)) if _follows_parent() else None
     stopped = asyncio.create_task(stop.wait())
     sys.stdout.write(_ready(role, facts))

@@ -34,6 +34,7 @@ from inferpool.gateway.admin import Admin
 from inferpool.gateway.admission import Caller
 from inferpool.gateway.control import CONTROL, CapitalControls
 from inferpool.gateway.gateway import Gateway
+from inferpool.gateway.neighbours import Neighbours, no_twin
 from inferpool.gateway.pushes import PushedOffers
 from inferpool.gateway.quote import quote
 from inferpool.gateway.replay import Replays
@@ -75,11 +76,14 @@ class GatewayApp:
         control_token: str,
         anyone: Caller | None = None,
         controls: CapitalControls | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self._gateway, self._anyone, self._controls = gateway, anyone, controls
         self._token = control_token.encode()
         access = Access(gateway.ledger.keys, gateway.clock.now_ms, gateway.random)
-        self._replays = Replays(gateway.clock, gateway.forgive)
+        self._neighbours = neighbours
+        elsewhere = neighbours.answer if neighbours is not None else None
+        self._replays = Replays(gateway.clock, gateway.forgive, elsewhere)
         self._admin = Admin(access, gateway.ledger.journal)
         self._paid: dict[str, tuple[int, Serve]] = {
             "/v1/chat/completions": (limits.BODY_CHAT_MAX, gateway.chat),
@@ -100,7 +104,9 @@ class GatewayApp:
             ("POST", "/inferpool/quote"): self._quote,
             ("GET", "/inferpool/receipts"): self._receipts,
             ("GET", "/inferpool/refund"): self._refund,
-            ("POST", "/inferpool/offers"): PushedOffers(gateway.directory, gateway.clock).serve,
+            ("POST", "/inferpool/offers"): PushedOffers(
+                gateway.directory, gateway.clock, neighbours
+            ).serve,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,7 +168,12 @@ class GatewayApp:
     async def _served(self, request: HttpRequest, body: bytes, caller: Caller, work: Work) -> None:
         """Once, however often its caller sends it; walk-ins have nothing that tells them apart,
         and pay for each request."""
-        if caller.walk_in is None:
+        neighbour = self._neighbours.asks(request) if self._neighbours is not None else None
+        if neighbour is not None and self._neighbours is not None:
+            yields = neighbour < self._neighbours.lane.name
+            if not await self._replays.serve_neighbour(request, body, caller, yields=yields):
+                await no_twin(request)
+        elif caller.walk_in is None:
             await self._replays.serve(request, body, caller, work)
         else:
             caller.walk_in.read(body)

@@ -6,12 +6,14 @@ it gets work. An address may push ten at once and then one every two seconds.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from inferpool.clock import Clock
 from inferpool.gateway.directory import Directory
 from inferpool.gateway.feedback import word
+from inferpool.gateway.neighbours import Neighbours
 from inferpool.protocol.errors import RateLimited
 from inferpool.protocol.limits import OFFER_MAX, PUSH_EVERY_MS, PUSHERS_MAX, PUSHES_AT_ONCE
 from inferpool.protocol.offer import SignedOffer
@@ -45,12 +47,20 @@ class PushedOffers:
 
     directory: Directory
     clock: Clock
+    neighbours: Neighbours | None = None  # other processes of this gateway: told of each offer
+    _telling: set[asyncio.Task[None]] = field(default_factory=set)
     limit: PushLimit = field(default_factory=PushLimit)
 
     async def serve(self, request: HttpRequest) -> None:
         """Take an offer. Raises RateLimited, BadRequest(body_too_large), Refused."""
-        self.limit.take(request.client_host, self.clock.now_ms())
-        signed = SignedOffer.decode(await request.body(OFFER_MAX))
-        node = await self.directory.push(signed)
+        told = self.neighbours is not None and self.neighbours.asks(request) is not None
+        if not told:
+            self.limit.take(request.client_host, self.clock.now_ms())
+        body = await request.body(OFFER_MAX)
+        node = await self.directory.push(SignedOffer.decode(body))
+        if self.neighbours is not None and not told:
+            telling = asyncio.create_task(self.neighbours.tell(request.path, body), name="tell")
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
         now = self.clock.now_ms()
         await request.answer_json({"valid_until_ms": node.offer.valid_until_ms, **word(node, now)})

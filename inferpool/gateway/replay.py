@@ -46,6 +46,7 @@ class Twin:
     whole: bool = False  # ended well
     followers: int = 0
     too_long: bool = False  # or forgotten for want of room
+    sought: bool = False  # whether another process has it is being asked
     left: bool = False  # its caller hung up
     ending: bool = False  # and nobody else is there: nobody can join it any more
     client_ids: list[str] = field(default_factory=list)
@@ -80,6 +81,7 @@ class Replays:
 
     clock: Clock
     forgive: Callable[[Caller, list[str]], Awaitable[None]]  # bill nothing for these requests
+    elsewhere: Callable[[HttpRequest, bytes], Awaitable[bool]] | None = None  # other processes
     _twins: dict[Key, Twin] = field(default_factory=dict)  # oldest first
     size: int = 0
 
@@ -111,8 +113,39 @@ class Replays:
             if not twin.started and twin.forgiven < RETRIES_FORGIVEN_MAX:
                 forgiven = twin.forgiven + 1
                 await self.forgive(caller, twin.client_ids)
-        await self._record(key, Twin(body_hash, kept, self.clock.now_ms()), request, caller,
-                           serve, forgiven)  # fmt: skip
+        fresh = Twin(body_hash, kept, self.clock.now_ms())
+        elsewhere = self.elsewhere
+        if twin is None and elsewhere is not None and (kept or retried):
+            # Known here before the others are asked: of two that ask at once, one yields.
+            fresh.sought = True
+
+            async def there_or_here(through: HttpRequest) -> None:
+                if not await elsewhere(through, body):
+                    fresh.sought = False
+                    await serve(through)
+
+            await self._record(key, fresh, request, caller, there_or_here, forgiven)
+        else:
+            await self._record(key, fresh, request, caller, serve, forgiven)
+
+    async def serve_neighbour(
+        self, request: HttpRequest, body: bytes, caller: Caller, *, yields: bool
+    ) -> bool:
+        """Give another process the answer of a request's twin here; False where there is none, or
+        where that is being sought too and this process is the one that `yields`."""
+        key, _, _ = self._key(request, body, caller)
+        self._sweep()
+        twin = self._twins.get(key) if key is not None else None
+        if twin is None or twin.too_long or (twin.sought and yields):
+            return False
+        if twin.body_hash != sha256(request.path.encode() + b"\0" + body):
+            raise BadRequest(
+                "This Idempotency-Key came with another request before.", code="duplicate_request"
+            )
+        if not (twin.whole or (twin.running and not twin.ending)):
+            return False
+        await self._follow(twin, request)
+        return True
 
     def _key(
         self, request: HttpRequest, body: bytes, caller: Caller
@@ -230,6 +263,7 @@ class Replays:
 
 
 def _replayed(message: Message) -> dict[str, Any]:
-    if message["type"] != "http.response.start":
+    found = message.get("headers", ())
+    if message["type"] != "http.response.start" or (headers.REPLAYED, b"1") in found:
         return dict(message)
-    return {**message, "headers": [*message["headers"], (headers.REPLAYED, b"1")]}
+    return {**message, "headers": [*found, (headers.REPLAYED, b"1")]}

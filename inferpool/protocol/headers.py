@@ -31,3 +31,7 @@ INFERENCE_HEADER_LENGTH: Final = b"inference-header-content-length"
 IDEMPOTENCY_KEY: Final = b"idempotency-key"
 SDK_RETRY_COUNT: Final = b"x-stainless-retry-count"  # of OpenAI's SDKs; 0 on a first try
 REPLAYED: Final = b"inferpool-replayed"  # 1: this answer was paid for before
+
+# Between the processes of one gateway, on their own machine.
+NEIGHBOUR: Final = b"inferpool-neighbour"  # the secret of whom is asked, and who asks
+NO_TWIN: Final = b"inferpool-no-twin"  # 1: this process does not know the request

@@ -180,3 +180,50 @@ def signers_are_apart(book: Location) -> None:
         keys.setdefault(signer, set()).add(lane)
     assert len(keys) == 2
     assert all(len(lanes) == 1 for lanes in keys.values())
+
+
+def test_a_retry_that_comes_to_another_worker_is_answered_once_more_and_billed_once(
+    pool: FaultyPool, book: Location
+) -> None:
+    key = inferpool(pool, "keys", "create", "web")["key"]
+    until("both workers answer", lambda: len(lanes_used(book, pool, pool.api_key)) == 2)
+
+    def again(**headers: str) -> httpx.Response:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "again"}]}
+        url = f"{pool.gateway_url}/v1/chat/completions"
+        with httpx.Client(timeout=60) as client:  # a connection of its own: either worker's
+            sent = {"authorization": f"Bearer {key}", **headers}
+            return client.post(url, json=body, headers=sent)
+
+    def billed() -> int:
+        return len(rows(book, "SELECT 1 FROM attempts WHERE account = 'web' AND seq > 0"))
+
+    first = again(**{"x-stainless-retry-count": "0"})
+    retries = [again(**{"x-stainless-retry-count": "1"}) for _ in range(12)]
+    assert {answer.content for answer in retries} == {first.content}
+    assert {answer.headers["inferpool-replayed"] for answer in retries} == {"1"}
+    assert billed() == 1
+
+    # Many at once under one key: one of them is served, whichever workers they come to.
+    found: list[httpx.Response] = []
+    asks = [
+        threading.Thread(target=lambda: found.append(again(**{"idempotency-key": "once"})))
+        for _ in range(12)
+    ]
+    for thread in asks:
+        thread.start()
+    for thread in asks:
+        thread.join()
+    assert {answer.status_code for answer in found} == {200}
+    assert len({answer.json()["id"] for answer in found}) == 1
+    assert billed() == 2
+
+    other = {"model": MODEL, "messages": [{"role": "user", "content": "another"}]}
+    for _ in range(4):
+        with httpx.Client(timeout=60) as client:
+            url = f"{pool.gateway_url}/v1/chat/completions"
+            sent = {"authorization": f"Bearer {key}", "idempotency-key": "once"}
+            assert client.post(url, json=other, headers=sent).status_code == 409
+            # A stranger who says that it is a neighbour is a client like any other.
+            sent = {"inferpool-neighbour": "0x" + "00" * 24 + " 1", "idempotency-key": "once"}
+            assert client.post(url, json=other, headers=sent).status_code == 401
