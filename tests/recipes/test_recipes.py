@@ -69,6 +69,8 @@ def test_through_a_real_pool(
     case = replace(recipe.cases[0], deadline_s=60.0)  # a busy machine is no reason to decide here
     with open_pool([case.model]) as pool:
         found = run_case(recipe, case, pool, engine, tmp_path, small=True, listener=Listener())
+        listed = [item.id for item in pool.openai().models.list()]
+    assert case.model in listed, "both clients, one after the other"
     assert found["agrees"]
     assert found["scored_by"] == "pool"
     assert found["cost"]["charged_pico_usd"] > 0

@@ -91,7 +91,8 @@ class PoolScorer:
                 self._url.removeprefix("http://"), network_timeout=self._timeout_s
             )
         tensor = triton_input(name, rows)
-        answer = self._mine.client.infer(model, [tensor], headers=self._headers)
+        # A copy: tritonclient writes the length of its body into what it is given.
+        answer = self._mine.client.infer(model, [tensor], headers=dict(self._headers))
         names = [output.name for output in catalogue.load(model).outputs]
         return {output: answer.as_numpy(output) for output in names}
 
