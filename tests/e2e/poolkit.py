@@ -181,7 +181,7 @@ class Running:
         url = f"{self.url()}/v1/chat/completions"
         return httpx.post(url, json=body, headers=self.headers, timeout=60)
 
-    def serves(self, within_s: float = 10.0) -> httpx.Response:
+    def serves(self, within_s: float = 20.0) -> httpx.Response:
         """Ask until an answer comes."""
 
         def look() -> httpx.Response | None:

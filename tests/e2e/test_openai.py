@@ -198,7 +198,13 @@ ERRORS: list[Any] = [
     ({"messages": []}, openai.BadRequestError, 400, "invalid_request", "messages"),
     ({"max_tokens": -1}, openai.BadRequestError, 400, "invalid_request", "max_tokens"),
     ({"temperature": 2.5}, openai.BadRequestError, 400, "invalid_request", "temperature"),
-    ({"logprobs": True}, openai.BadRequestError, 400, "unsupported_parameter", "logprobs"),
+    (
+        {"audio": {"voice": "alloy", "format": "wav"}},
+        openai.BadRequestError,
+        400,
+        "unsupported_parameter",
+        "audio",
+    ),
     ({"n": 2}, openai.BadRequestError, 400, "unsupported_parameter", "n"),
     (
         {"extra_body": {"mirostat": 2}},
