@@ -28,7 +28,7 @@ Json = dict[str, Any]
 PANIC: Final = keccak256(b"Panic(uint256)")[:4]
 ERROR: Final = keccak256(b"Error(string)")[:4]
 
-# The public settlement contract reverts with these; a Vyper ABI cannot list them.
+# The public settlement contract and Permit2 revert with these; a Vyper ABI cannot list them.
 _SETTLEMENT_ERRORS: Final = (
     "InvalidChannel",
     "ZeroDeposit",
@@ -51,8 +51,13 @@ _SETTLEMENT_ERRORS: Final = (
     "InvalidCollector",
     "InvalidRefundNonce",
     "ZeroRefund",
+    "InvalidNonce",
+    "InvalidSigner",
 )
-_ERROR_NAMES: Final = {keccak256(f"{name}()".encode())[:4]: name for name in _SETTLEMENT_ERRORS}
+_ERROR_NAMES: Final = {
+    **{keccak256(f"{name}()".encode())[:4]: name for name in _SETTLEMENT_ERRORS},
+    **{keccak256(f"{n}(uint256)".encode())[:4]: n for n in ("SignatureExpired", "InvalidAmount")},
+}
 
 
 def revert_reason(data: bytes) -> str:

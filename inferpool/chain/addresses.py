@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from inferpool.protocol.voucher import CHANNELS_ADDRESS, COLLECTOR_3009_ADDRESS
+from inferpool.protocol.voucher import (
+    CHANNELS_ADDRESS,
+    COLLECTOR_3009_ADDRESS,
+    COLLECTOR_PERMIT2_ADDRESS,
+    PERMIT2_ADDRESS,
+)
 
 MULTICALL3_ADDRESS: Final = bytes.fromhex("ca11bde05977b3631167028862be2a173976ca11")
 
@@ -26,6 +31,8 @@ FIXED: Final[dict[str, bytes]] = {
     "Disputes": DEV_COURT_ADDRESS,
     "Erc3009Collector": COLLECTOR_3009_ADDRESS,
     "Multicall3": MULTICALL3_ADDRESS,
+    "Permit2": PERMIT2_ADDRESS,
+    "Permit2Collector": COLLECTOR_PERMIT2_ADDRESS,
     "Registry": DEV_REGISTRY_ADDRESS,
     "TestDollar": DEV_DOLLAR_ADDRESS,
 }

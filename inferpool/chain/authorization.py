@@ -10,15 +10,31 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from inferpool.chain.base import Claim, DepositAuthorization, Transfer
+from inferpool.chain.base import Claim, DepositAuthorization, Permit2Deposit, Transfer
 from inferpool.identity.signing import Key, verify
 from inferpool.protocol import eip712
 from inferpool.protocol.eip712 import keccak256
-from inferpool.protocol.voucher import COLLECTOR_3009_ADDRESS, ChannelConfig, channels_domain
+from inferpool.protocol.voucher import (
+    COLLECTOR_3009_ADDRESS,
+    COLLECTOR_PERMIT2_ADDRESS,
+    PERMIT2_ADDRESS,
+    ChannelConfig,
+    channels_domain,
+)
 
 _RECEIVE_TYPE: Final = keccak256(
     b"ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,"
     b"uint256 validBefore,bytes32 nonce)"
+)
+_PERMIT2_DOMAIN: Final = keccak256(
+    b"EIP712Domain(string name,uint256 chainId,address verifyingContract)"
+)
+_PERMITTED_TYPE: Final = keccak256(b"TokenPermissions(address token,uint256 amount)")
+_WITNESS_TYPE: Final = keccak256(b"DepositWitness(bytes32 channelId)")
+_PERMIT2_TYPE: Final = keccak256(
+    b"PermitWitnessTransferFrom(TokenPermissions permitted,address spender,uint256 nonce,"
+    b"uint256 deadline,DepositWitness witness)DepositWitness(bytes32 channelId)"
+    b"TokenPermissions(address token,uint256 amount)"
 )
 _TRANSFER_TYPE: Final = keccak256(
     b"TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,"
@@ -96,6 +112,39 @@ def verify_deposit(
         config, amount, authorization, chain_id=chain_id, name=name, version=version
     )
     verify(digest, authorization.signature, config.payer)
+
+
+def permit2_digest(
+    config: ChannelConfig, amount: int, permit: Permit2Deposit, *, chain_id: int
+) -> bytes:
+    """What a payer signs for a deposit by Permit2; the witness is the channel's id."""
+    permitted = keccak256(_PERMITTED_TYPE + eip712.address(config.token) + eip712.uint(amount))
+    witness = keccak256(_WITNESS_TYPE + eip712.word(config.channel_id(chain_id)))
+    struct = keccak256(
+        _PERMIT2_TYPE
+        + permitted
+        + eip712.address(COLLECTOR_PERMIT2_ADDRESS)
+        + eip712.uint(permit.nonce)
+        + eip712.uint(permit.deadline_s)
+        + witness
+    )
+    separator = keccak256(
+        _PERMIT2_DOMAIN
+        + keccak256(b"Permit2")
+        + eip712.uint(chain_id)
+        + eip712.address(PERMIT2_ADDRESS)
+    )  # a domain without a version
+    return eip712.digest(separator, struct)
+
+
+def permit_deposit(
+    key: Key, config: ChannelConfig, amount: int, *, chain_id: int, deadline_s: int, nonce: int
+) -> Permit2Deposit:
+    """Sign a deposit of `amount` base units by Permit2; each nonce is good once."""
+    assert key.address == config.payer, "only the payer can permit a deposit"
+    draft = Permit2Deposit(nonce, deadline_s, b"")
+    digest = permit2_digest(config, amount, draft, chain_id=chain_id)
+    return replace(draft, signature=key.sign(digest))
 
 
 def transfer_digest(

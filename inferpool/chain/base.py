@@ -58,6 +58,16 @@ class DepositAuthorization:
 
 
 @dataclass(frozen=True, slots=True)
+class Permit2Deposit:
+    """The same by Permit2, for tokens without EIP-3009: the holder once gave Permit2 an allowance,
+    and signs each transfer, with the channel as witness. `deadline_s` in UNIX seconds."""
+
+    nonce: int
+    deadline_s: int
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Transfer:
     """Tokens moved by the holder's signature alone (EIP-3009), sent by anyone; good once."""
 
@@ -99,9 +109,12 @@ class Chain(Protocol):
         ...
 
     async def deposit(
-        self, config: ChannelConfig, amount: int, authorization: DepositAuthorization
+        self,
+        config: ChannelConfig,
+        amount: int,
+        authorization: DepositAuthorization | Permit2Deposit,
     ) -> TransactionReceipt:
-        """Fund a channel by EIP-3009; anyone may send it, the authorisation is what counts."""
+        """Fund a channel by EIP-3009 or Permit2; anyone may send it, the signature counts."""
         ...
 
     async def claim(self, claims: Sequence[Claim]) -> TransactionReceipt:

@@ -19,6 +19,7 @@ from inferpool.chain.base import (
     ChannelState,
     Claim,
     DepositAuthorization,
+    Permit2Deposit,
     Registration,
     TransactionReceipt,
     Transfer,
@@ -31,7 +32,12 @@ from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import Refused
 from inferpool.protocol.offer import SignedOffer
 from inferpool.protocol.receipt import SignedReceipt
-from inferpool.protocol.voucher import CHANNELS_ADDRESS, COLLECTOR_3009_ADDRESS, ChannelConfig
+from inferpool.protocol.voucher import (
+    CHANNELS_ADDRESS,
+    COLLECTOR_3009_ADDRESS,
+    COLLECTOR_PERMIT2_ADDRESS,
+    ChannelConfig,
+)
 
 CLAIMS_MAX: Final = 100  # of one transaction
 
@@ -165,9 +171,20 @@ class EvmChain:
     # -- channels
 
     async def deposit(
-        self, config: ChannelConfig, amount: int, authorization: DepositAuthorization
+        self,
+        config: ChannelConfig,
+        amount: int,
+        authorization: DepositAuthorization | Permit2Deposit,
     ) -> TransactionReceipt:
-        """Fund a channel by EIP-3009; anyone may send it."""
+        """Fund a channel by EIP-3009 or Permit2; anyone may send it."""
+        if isinstance(authorization, Permit2Deposit):
+            data = encode(
+                ["uint256", "uint256", "bytes", "bytes"],
+                [authorization.nonce, authorization.deadline_s, authorization.signature, b""],
+            )
+            return await self._settlement(
+                "deposit", _terms(config), amount, COLLECTOR_PERMIT2_ADDRESS, data
+            )
         collector_data = encode(
             ["uint256", "uint256", "uint256", "bytes"],
             [

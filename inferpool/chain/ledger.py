@@ -12,13 +12,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn
 
-from inferpool.chain.authorization import deposit_nonce, verify_deposit, verify_transfer
-from inferpool.chain.base import ChannelState, Claim, DepositAuthorization, Transfer
+from inferpool.chain.authorization import (
+    deposit_nonce,
+    permit2_digest,
+    verify_deposit,
+    verify_transfer,
+)
+from inferpool.chain.base import (
+    ChannelState,
+    Claim,
+    DepositAuthorization,
+    Permit2Deposit,
+    Transfer,
+)
 from inferpool.identity.signing import verify
 from inferpool.protocol.eip712 import UINT128_MAX
 from inferpool.protocol.errors import Refused
 from inferpool.protocol.voucher import (
     CHANNELS_ADDRESS,
+    PERMIT2_ADDRESS,
     WITHDRAW_DELAY_MAX_S,
     WITHDRAW_DELAY_MIN_S,
     ChannelConfig,
@@ -111,9 +123,13 @@ class Settlement:
         return self.channels.get(channel_id, _EMPTY)
 
     def deposit(
-        self, config: ChannelConfig, amount: int, permit: DepositAuthorization, now_s: int
+        self,
+        config: ChannelConfig,
+        amount: int,
+        permit: DepositAuthorization | Permit2Deposit,
+        now_s: int,
     ) -> None:
-        """Fund a channel by the payer's authorisation."""
+        """Fund a channel by the payer's authorisation, or its permit."""
         if NOBODY in (config.payer, config.receiver, config.receiver_authorizer, config.token):
             refuse("InvalidChannel")
         if not WITHDRAW_DELAY_MIN_S <= config.withdraw_delay_s <= WITHDRAW_DELAY_MAX_S:
@@ -124,11 +140,35 @@ class Settlement:
         channel = self.state(channel_id)
         if channel.balance + amount > UINT128_MAX:
             refuse("DepositOverflow")
-        use = (config.token, config.payer, deposit_nonce(channel_id, permit.salt))
-        self._check_permit(config, amount, permit, use, now_s)
-        self._tokens.transfer(config.token, config.payer, CHANNELS_ADDRESS, amount)
-        self._tokens.used.add(use)
+        if isinstance(permit, Permit2Deposit):
+            self._pull_by_permit2(config, amount, permit, now_s)
+        else:
+            use = (config.token, config.payer, deposit_nonce(channel_id, permit.salt))
+            self._check_permit(config, amount, permit, use, now_s)
+            self._tokens.transfer(config.token, config.payer, CHANNELS_ADDRESS, amount)
+            self._tokens.used.add(use)
         self.channels[channel_id] = replace(channel, balance=channel.balance + amount)
+
+    def _pull_by_permit2(
+        self, config: ChannelConfig, amount: int, permit: Permit2Deposit, now_s: int
+    ) -> None:
+        if now_s > permit.deadline_s:
+            refuse("SignatureExpired")
+        use = (PERMIT2_ADDRESS, config.payer, permit.nonce.to_bytes(32, "big"))
+        if use in self._tokens.used:
+            refuse("InvalidNonce")
+        digest = permit2_digest(config, amount, permit, chain_id=self._chain_id)
+        try:
+            verify(digest, permit.signature, config.payer)
+        except Refused:
+            refuse("InvalidSigner")
+        spender = (config.token, config.payer, PERMIT2_ADDRESS)
+        if amount > self._tokens.allowances[spender]:
+            refuse("dollar: allowance too small")
+        self._tokens.transfer(config.token, config.payer, CHANNELS_ADDRESS, amount)
+        if self._tokens.allowances[spender] != _UINT256_MAX:
+            self._tokens.allowances[spender] -= amount
+        self._tokens.used.add(use)
 
     def _check_permit(
         self,

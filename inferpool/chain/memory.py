@@ -25,6 +25,7 @@ from inferpool.chain.base import (
     ChannelState,
     Claim,
     DepositAuthorization,
+    Permit2Deposit,
     Registration,
     TransactionReceipt,
     Transfer,
@@ -147,7 +148,10 @@ class MemoryChain:
     # -- channels
 
     async def deposit(
-        self, config: ChannelConfig, amount: int, authorization: DepositAuthorization
+        self,
+        config: ChannelConfig,
+        amount: int,
+        authorization: DepositAuthorization | Permit2Deposit,
     ) -> TransactionReceipt:
         """Fund a channel by the payer's authorisation."""
         self._world.settlement.deposit(config, amount, authorization, self._world.now_s())
@@ -334,7 +338,10 @@ class FailingChain:
         return await self._through("token_balance", lambda: self._chain.token_balance(token, owner))
 
     async def deposit(
-        self, config: ChannelConfig, amount: int, authorization: DepositAuthorization
+        self,
+        config: ChannelConfig,
+        amount: int,
+        authorization: DepositAuthorization | Permit2Deposit,
     ) -> TransactionReceipt:
         """As the seam says."""
         return await self._through(

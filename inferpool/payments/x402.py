@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import orjson
 
-from inferpool.chain.base import DepositAuthorization, Transfer
+from inferpool.chain.base import DepositAuthorization, Permit2Deposit, Transfer
 from inferpool.protocol.encoding import from_base64, from_hex, to_base64, to_checksum, to_hex
 from inferpool.protocol.errors import PaymentRequired
 from inferpool.protocol.limits import PAYMENT_HEADER_MAX
@@ -54,7 +54,7 @@ class Payment:
     accepted_amount: int
     accepted_network: str
     deposit_amount: int = 0
-    authorization: DepositAuthorization | None = None
+    authorization: DepositAuthorization | Permit2Deposit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,13 +360,22 @@ def _channel_state(view: ChannelView) -> dict[str, object]:
     }
 
 
-def _deposit(payload: dict[str, object]) -> tuple[int, DepositAuthorization]:
+def _deposit(payload: dict[str, object]) -> tuple[int, DepositAuthorization | Permit2Deposit]:
+    """Amount and authorisation. Of Permit2's what the channel and the amount do not tell; where the
+    rest names another token, spender or channel, the signature does not verify."""
     deposit = _object(payload, "deposit")
-    outer = _object(deposit, "authorization")
+    outer, amount = _object(deposit, "authorization"), _amount(deposit, "amount", 2**128)
+    if "permit2Authorization" in outer:
+        inner = _object(outer, "permit2Authorization")
+        return amount, Permit2Deposit(
+            nonce=_amount(inner, "nonce", 2**256),
+            deadline_s=_amount(inner, "deadline", 2**256),
+            signature=from_hex(inner.get("signature"), 65),
+        )
     if "erc3009Authorization" not in outer:
-        raise ValueError("only deposits by ERC-3009 authorisation are taken")
+        raise ValueError("only deposits by ERC-3009 authorisation or Permit2 are taken")
     inner = _object(outer, "erc3009Authorization")
-    return _amount(deposit, "amount", 2**128), DepositAuthorization(
+    return amount, DepositAuthorization(
         valid_after_s=_amount(inner, "validAfter", 2**64),
         valid_before_s=_amount(inner, "validBefore", 2**64),
         salt=int.from_bytes(from_hex(inner.get("salt"), 32), "big"),
@@ -436,7 +445,7 @@ def _amount(holder: dict[str, object], name: str, below: int) -> int:
     value = holder.get(name)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str) or not value.isascii() or not value.isdigit() or len(value) > 40:
+    if not isinstance(value, str) or not value.isascii() or not value.isdigit() or len(value) > 78:
         raise ValueError(f"{name} must be a decimal number in a string")
     number = int(value)
     if number >= below:

@@ -17,6 +17,8 @@ from inferpool.protocol.value import value
 
 CHANNELS_ADDRESS: Final = bytes.fromhex("4020074e9df2ce1dee5a9c1b5c3f541d02a10003")
 COLLECTOR_3009_ADDRESS: Final = bytes.fromhex("4020806089470a89826cb9fb1f4059150b550004")
+COLLECTOR_PERMIT2_ADDRESS: Final = bytes.fromhex("4020425faf3b746c082c2f942b4e5159887b0005")
+PERMIT2_ADDRESS: Final = bytes.fromhex("000000000022d473030f116ddee9f6b43ac78ba3")
 
 _CONFIG_TYPE: Final = eip712.keccak256(
     b"ChannelConfig(address payer,address payerAuthorizer,address receiver,"

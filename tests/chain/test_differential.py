@@ -12,8 +12,15 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from inferpool.chain.addresses import DEV_DOLLAR_ADDRESS, DEV_REGISTRY_ADDRESS
-from inferpool.chain.base import Claim
+from inferpool.chain.addresses import (
+    DEV_DOLLAR_ADDRESS,
+    DEV_REGISTRY_ADDRESS,
+    DOLLAR_NAME,
+    DOLLAR_VERSION,
+    PERMIT2_ADDRESS,
+)
+from inferpool.chain.authorization import permit_deposit, sign_transfer
+from inferpool.chain.base import Claim, Transfer
 from inferpool.chain.memory import MemoryChain
 from inferpool.chain.registry_ledger import UNSTAKE_DELAY_S
 from inferpool.protocol.errors import Refused
@@ -37,6 +44,9 @@ CLAIM = st.tuples(
     CLAIMERS,
     st.lists(st.tuples(CHANNELS, AMOUNTS, AMOUNTS, SIGNERS), min_size=1, max_size=3),
 )
+PERMIT2 = st.tuples(st.just("permit2"), CHANNELS, AMOUNTS, st.sampled_from([0, 1, 256]), RARELY)
+ALLOW = st.tuples(st.just("allow_permit2"), AMOUNTS)
+ONE_OFF = st.tuples(st.just("one_off"), AMOUNTS, st.integers(1, 3), RARELY)
 SETTLE = st.tuples(st.just("settle"), st.sampled_from(["receiver", "liar"]))
 START = st.tuples(st.just("initiate_withdraw"), PAYERS, CHANNELS, AMOUNTS)
 END = st.tuples(st.just("finalize_withdraw"), PAYERS, CHANNELS)
@@ -51,8 +61,8 @@ TRANSFER = st.tuples(st.just("transfer"), st.sampled_from(SENDERS), OWNERS, AMOU
 
 STEPS = st.lists(
     st.one_of(
-        DEPOSIT, DEPOSIT, CLAIM, CLAIM, SETTLE, START, END, REFUND, WAIT, APPROVE, REGISTER,
-        REPLACE, STAKE, LEAVE, TRANSFER,
+        DEPOSIT, DEPOSIT, PERMIT2, ALLOW, ONE_OFF, CLAIM, CLAIM, SETTLE, START, END, REFUND, WAIT,
+        APPROVE, REGISTER, REPLACE, STAKE, LEAVE, TRANSFER,
     ),
     min_size=5,
     max_size=30,
@@ -73,6 +83,20 @@ WITHDRAWAL = [
     ("finalize_withdraw", "payer", 0),
     ("finalize_withdraw", "payer", 0),
     ("claim", "operator", [(0, 1_000, 1_000, "authorizer")]),
+]
+BY_PERMIT2 = [
+    ("permit2", 0, 999, 0, False),
+    ("allow_permit2", 5_000),
+    ("permit2", 0, 999, 0, True),
+    ("permit2", 0, 999, 0, False),
+    ("permit2", 0, 999, 0, False),
+    ("permit2", 1, 5_000, 1, False),
+    ("permit2", 1, 999, 1, False),
+    ("permit2", 1, 999, 256, False),
+    ("one_off", 999, 1, True),
+    ("one_off", 999, 1, False),
+    ("one_off", 999, 1, False),
+    ("one_off", FUNDS, 2, False),
 ]
 REFUNDS = [
     ("deposit", 1, 5_000, 1, False),
@@ -148,6 +172,33 @@ class Pair:
                 permit = replace(permit, valid_before_s=permit.valid_before_s - 1)
             chains = self.both("stranger")
             return [chain.deposit(config, amount, permit) for chain in chains]
+        if kind == "permit2":
+            number, amount, nonce, is_forged = rest
+            config = self.configs[number]
+            paid = permit_deposit(
+                self.roles.payer, config, amount,
+                chain_id=self.world.chain_id, deadline_s=2**40, nonce=nonce,
+            )  # fmt: skip
+            if is_forged:
+                paid = replace(paid, nonce=nonce + 1)
+            return [chain.deposit(config, amount, paid) for chain in self.both("stranger")]
+        if kind == "allow_permit2":
+            arguments = (DEV_DOLLAR_ADDRESS, PERMIT2_ADDRESS, rest[0])
+            return [chain.approve(*arguments) for chain in self.both("payer")]
+        if kind == "one_off":
+            amount, nonce, is_forged = rest
+            draft = Transfer(
+                self.roles.payer.address, self.roles.receiver.address, amount, 0, 2**40,
+                nonce.to_bytes(32, "big"),
+            )  # fmt: skip
+            paid = sign_transfer(
+                self.roles.payer, draft, DEV_DOLLAR_ADDRESS, chain_id=self.world.chain_id,
+                name=DOLLAR_NAME, version=DOLLAR_VERSION,
+            )  # fmt: skip
+            if is_forged:
+                paid = replace(paid, to=self.roles.liar.address)
+            chains = self.both("stranger")
+            return [chain.transfer_authorized(DEV_DOLLAR_ADDRESS, paid) for chain in chains]
         if kind == "settle":
             receiver = getattr(self.roles, rest[0]).address
             return [chain.settle(receiver, DEV_DOLLAR_ADDRESS) for chain in self.both("stranger")]
@@ -217,6 +268,7 @@ def test_memory_and_contracts_live_alike(dev_world, clock, run, new_key) -> None
     )
     @example(WITHDRAWAL)
     @example(REFUNDS)
+    @example(BY_PERMIT2)
     @example(STAKES)
     @given(STEPS)
     def live(steps) -> None:

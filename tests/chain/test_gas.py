@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from inferpool.chain.addresses import DEV_DOLLAR_ADDRESS, DEV_REGISTRY_ADDRESS
+from inferpool.chain.addresses import (
+    DEV_DOLLAR_ADDRESS,
+    DEV_REGISTRY_ADDRESS,
+    DOLLAR_NAME,
+    DOLLAR_VERSION,
+    PERMIT2_ADDRESS,
+)
+from inferpool.chain.authorization import permit_deposit, sign_transfer
+from inferpool.chain.base import Transfer
 from inferpool.chain.deploy import deploy
 from inferpool.chain.registry_ledger import UNSTAKE_DELAY_S
 from tests.chain import signed
@@ -37,6 +45,19 @@ def measure_channels(world, run) -> dict[str, int]:
     config = world.config(receiver=NEWCOMER)
     deposit("deposit, new channel", config)
     deposit("deposit, top-up", config)
+    nonces = iter(range(256))
+
+    def permit2(name: str, config) -> None:
+        permit = permit_deposit(
+            world.roles.payer, config, AMOUNT,
+            chain_id=world.chain_id, deadline_s=2**40, nonce=next(nonces),
+        )  # fmt: skip
+        spend(name, stranger.deposit(config, AMOUNT, permit))
+
+    run(payer.approve(DEV_DOLLAR_ADDRESS, PERMIT2_ADDRESS, 2**256 - 1))
+    permit2("deposit by Permit2, new channel", world.config())
+    permit2("deposit by Permit2, later", world.config())
+    spend("one-off transfer", stranger.transfer_authorized(DEV_DOLLAR_ADDRESS, one_off(world)))
     spend("claim 1, first", operator.claim([world.claim(config, 100)]))
     spend("claim 1, later", operator.claim([world.claim(config, 200)]))
     spend("claim 1, by signature", stranger.claim([world.claim(config, 300)]))
@@ -53,6 +74,14 @@ def measure_channels(world, run) -> dict[str, int]:
     spend("claim 20, first", operator.claim([world.claim(each, 100) for each in many[:20]]))
     spend("claim 100, later", operator.claim([world.claim(each, 200) for each in many]))
     return gas
+
+
+def one_off(world) -> Transfer:
+    """A signed transfer to whom the payer pays often."""
+    payer, receiver = world.roles.payer, world.roles.receiver.address
+    draft = Transfer(payer.address, receiver, AMOUNT, 0, 2**40, b"\7" * 32)
+    domain = {"name": DOLLAR_NAME, "version": DOLLAR_VERSION}
+    return sign_transfer(payer, draft, DEV_DOLLAR_ADDRESS, chain_id=world.chain_id, **domain)
 
 
 def measure_registry(world, run, new_key) -> dict[str, int]:

@@ -9,7 +9,7 @@ from eth_abi.abi import encode
 
 from inferpool.chain.abi import contract
 from inferpool.chain.addresses import DEV_DOLLAR_ADDRESS
-from inferpool.chain.authorization import claim_batch_digest, refund_digest
+from inferpool.chain.authorization import claim_batch_digest, permit_deposit, refund_digest
 from inferpool.chain.base import DepositAuthorization
 from inferpool.chain.client import _terms
 from inferpool.identity.signing import HALF_ORDER
@@ -17,6 +17,7 @@ from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.voucher import (
     CHANNELS_ADDRESS,
     COLLECTOR_3009_ADDRESS,
+    PERMIT2_ADDRESS,
     WITHDRAW_DELAY_MAX_S,
     WITHDRAW_DELAY_MIN_S,
 )
@@ -218,6 +219,42 @@ def test_which_terms_can_be_funded(world, run, refused, changes, reason) -> None
         run(work)
     else:
         assert refused(work) == reason
+
+
+def permitted(world, config, amount=AMOUNT, nonce=1, **changes):
+    payer, options = world.roles.payer, {"deadline_s": 2**40, "nonce": nonce} | changes
+    return permit_deposit(payer, config, amount, chain_id=world.chain_id, **options)
+
+
+def test_a_deposit_by_permit2_funds_one_channel_once(world, run, refused) -> None:
+    config, other = world.config(), world.config()
+    payer, stranger = world.chain(world.roles.payer), world.chain(world.roles.stranger)
+    permit = permitted(world, config)
+    reason = refused(stranger.deposit(config, AMOUNT, permit))
+    assert "allowance" in reason, "Permit2 has none yet"
+    run(payer.approve(DEV_DOLLAR_ADDRESS, PERMIT2_ADDRESS, 10 * AMOUNT))
+    for change, why in (
+        (lambda: (other, AMOUNT, permit), "InvalidSigner"),
+        (lambda: (config, AMOUNT + 1, permit), "InvalidSigner"),
+        (lambda: (config, AMOUNT, replace(permit, nonce=2)), "InvalidSigner"),
+        (lambda: (config, AMOUNT, permitted(world, config, deadline_s=1)), "SignatureExpired"),
+    ):
+        assert why in refused(stranger.deposit(*change()))
+    before = world.balance(config.payer)
+    run(stranger.deposit(config, AMOUNT, permit))
+    assert world.balance(config.payer) == before - AMOUNT
+    assert run(stranger.channel(config.channel_id(world.chain_id))).balance == AMOUNT
+    assert "InvalidNonce" in refused(stranger.deposit(config, AMOUNT, permit))
+
+
+def test_a_void_nonce_of_permit2_buys_nothing(world, run, refused) -> None:
+    config, payer = world.config(), world.chain(world.roles.payer)
+    run(payer.approve(DEV_DOLLAR_ADDRESS, PERMIT2_ADDRESS, AMOUNT))
+    void = contract("Permit2").call("invalidateUnorderedNonces", 0, 1 << 9)
+    run(payer._send(PERMIT2_ADDRESS, void))
+    assert "InvalidNonce" in refused(
+        payer.deposit(config, AMOUNT, permitted(world, config, nonce=9))
+    )
 
 
 def test_only_the_settlement_contract_collects(world, refused) -> None:

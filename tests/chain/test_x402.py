@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 from eth_account import Account
 from x402 import x402Client, x402Facilitator, x402ResourceServer
-from x402.http.utils import decode_payment_signature_header
+from x402.http.utils import decode_payment_signature_header, encode_payment_signature_header
 from x402.mechanisms.evm.batch_settlement import encoding, utils
 from x402.mechanisms.evm.batch_settlement.authorizer_signer import (
     LocalAuthorizerSigner,
@@ -49,13 +49,15 @@ from inferpool.chain.authorization import (
     deposit_nonce,
     refund_digest,
 )
+from inferpool.chain.base import Permit2Deposit, TransactionReceipt
 from inferpool.chain.client import EvmChain
 from inferpool.chain.devchain.keys import DEV_KEYS
 from inferpool.identity.signing import Key
 from inferpool.payments.payer import PayerChannel
-from inferpool.payments.x402 import payment_signature
+from inferpool.payments.x402 import Payment, parse_payment, payment_signature
 from inferpool.protocol.encoding import from_hex, to_checksum, to_hex
 from inferpool.protocol.offer import Terms
+from inferpool.protocol.voucher import PERMIT2_ADDRESS
 from inferpool.protocol.voucher import ChannelConfig as OurConfig
 
 NETWORK = f"eip155:{DEV_CHAIN_ID}"
@@ -170,6 +172,41 @@ def test_the_sdk_deposits_claims_settles_and_refunds(chain_url, run, roles) -> N
         assert await balances() == (payer_before - PRICE, receiver_before + PRICE)
 
     run(live())
+
+
+def test_a_deposit_that_the_sdks_client_permits_is_read_and_sent(chain_url, run, roles) -> None:
+    """By our Permit2 and collector; the SDK's own facilitator sends the same bytes."""
+    made = shop(chain_url, roles.payer.secret)
+    (eip3009,) = requirements(made)
+    extra = {**eip3009.extra, "assetTransferMethod": "permit2"}
+    terms = eip3009.model_copy(update={"extra": extra})
+    scheme = ClientScheme(EthAccountSigner(Account.from_key(roles.payer.secret)))
+    wire = PaymentPayload(payload=scheme.create_payment_payload(terms), accepted=terms)
+    ours = parse_payment(encode_payment_signature_header(wire).encode())
+    assert isinstance(ours, Payment)
+    permit = ours.authorization
+    assert isinstance(permit, Permit2Deposit)
+    theirs = encoding.build_permit2_collector_data(
+        str(permit.nonce), str(permit.deadline_s), to_hex(permit.signature)
+    )
+    sent: list[bytes] = []
+
+    class Spy(EvmChain):
+        async def _settlement(self, name: str, *arguments: object) -> TransactionReceipt:
+            sent.append(arguments[3])
+            return await super()._settlement(name, *arguments)
+
+    async def live() -> None:
+        chain = await Spy.connect(chain_url, sender=DEV_KEYS[2])
+        await chain.faucet(roles.payer.address, 10**18, 10 * DEPOSIT)
+        payer = chain.with_sender(roles.payer)
+        await payer.approve(DEV_DOLLAR_ADDRESS, PERMIT2_ADDRESS, 2**256 - 1)
+        await chain.deposit(ours.config, ours.deposit_amount, permit)
+        state = await chain.channel(ours.voucher.channel_id)
+        assert state.balance == ours.deposit_amount == DEPOSIT
+
+    run(live())
+    assert sent == [theirs]
 
 
 def paid_by_us(

@@ -307,10 +307,10 @@ def test_a_bad_member_is_a_402_that_names_it(path: str, value: Any) -> None:
     assert "PAYMENT-SIGNATURE" in raised.value.message
 
 
-def test_only_deposits_by_erc_3009_are_taken() -> None:
+def test_only_deposits_by_erc_3009_and_permit2_are_taken() -> None:
     assert x402.parse_payment(packed(deposit())).deposit_amount == 1000
     body = deposit()
-    body["payload"]["deposit"]["authorization"] = {"permit2Authorization": {}}
+    body["payload"]["deposit"]["authorization"] = {"otherAuthorization": {}}
     with pytest.raises(errors.PaymentRequired, match="ERC-3009"):
         x402.parse_payment(packed(body))
 
