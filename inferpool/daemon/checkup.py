@@ -14,6 +14,7 @@ from typing import Any, Final
 from inferpool.config import Config
 from inferpool.daemon.chains import chain_url, open_chain
 from inferpool.daemon.joining import MODULES, memory_needed
+from inferpool.engines.sandbox import landlock_abi
 from inferpool.home import Home
 from inferpool.identity import keystore
 from inferpool.identity.keys import Role
@@ -25,6 +26,7 @@ from inferpool.node.hardware import detect
 from inferpool.node.measure import EnergyCounters
 from inferpool.protocol.encoding import to_checksum
 from inferpool.protocol.errors import BadRequest, InferpoolError
+from inferpool.transport.relayed import RelayAddress
 
 _TIMEOUT_S: Final = 5.0
 
@@ -50,6 +52,8 @@ async def examine(config: Config, home: Home, status: dict[str, Any] | None) -> 
         key_problem=_key_problem(home),
         port_problem="" if status else _port_problem(config.node.host, config.node.port),
         reach_problem=_reach_problem(home) if status else "",
+        relays={relay: _relay_problem(relay) for relay in config.node.relays},
+        landlock_abi=landlock_abi(),
         status=status,
         machine_cost_known=bool(config.cost.watts) or EnergyCounters().readable,
     )
@@ -125,6 +129,18 @@ def _port_problem(host: str, port: int) -> str:
             found.bind((host, port))
         except OSError as error:
             return f"port {port} on {host} cannot be used ({error.strerror})"
+    return ""
+
+
+def _relay_problem(text: str) -> str:
+    """Whether a relay is named rightly and takes connections."""
+    try:
+        relay = RelayAddress.parse(text)
+        socket.create_connection((relay.host, relay.port), timeout=_TIMEOUT_S).close()
+    except InferpoolError as error:
+        return error.message
+    except OSError as error:
+        return f"it does not answer ({error})"
     return ""
 
 

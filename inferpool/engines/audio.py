@@ -1,22 +1,30 @@
 """How long an audio file plays, measured on the file itself and never on what it claims.
 
 WAV with plain PCM is read here; other formats through PyAV (FFmpeg) where that is installed, by
-their packets, without decoding. The format is found by its first bytes and given to FFmpeg, so
-that no playlist or other format that leads to further files is ever opened. Node and gateway
-measure the same file the same way, since the price depends on it.
+their packets, without decoding, and in a sandboxed child for each file (`audio_child`). The format
+is found by its first bytes and given to FFmpeg, so that no playlist or other format that leads to
+further files is ever opened. Node and gateway measure the same file the same way, since the price
+depends on it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
+import json
 import wave
-from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 
-from inferpool.protocol.errors import BadRequest
-from inferpool.protocol.limits import AUDIO_MS_MAX
+from inferpool.engines.child import Child, start_child
+from inferpool.protocol.errors import BadRequest, Unavailable
+from inferpool.protocol.limits import AUDIO_CHILDREN_MAX, AUDIO_MS_MAX
 
+RATE: Final = 16_000  # samples a second
+SCRIPT: Final = Path(__file__).with_name("audio_child.py")
+TIMEOUT_S: Final = 60.0  # half an hour of Opus is decoded in ten seconds of one core
+_children = 0
 PACKETS_MAX: Final = 1_000_000  # at 2.5 ms, the shortest that Opus has, 40 minutes
 
 # First bytes (at an offset) -> FFmpeg's name of the format.
@@ -49,7 +57,7 @@ async def length_ms(audio: bytes) -> int:
         found = _wave_ms(audio)
         if found is not None:
             return found
-    return await asyncio.to_thread(_packets_ms, audio, name)
+    return await _packets_ms(audio, name)
 
 
 def _wave_ms(audio: bytes) -> int | None:
@@ -69,30 +77,61 @@ def _wave_ms(audio: bytes) -> int | None:
     return int(-(-1000 * frames // rate))
 
 
-def _packets_ms(audio: bytes, name: str) -> int:
-    try:
-        av = import_module("av")
-    except ImportError:
-        raise _unreadable("only PCM WAV is read here; others need PyAV on this server") from None
-    try:
-        with av.open(io.BytesIO(audio), format=name) as container:
-            return _stream_ms(container)
-    except (av.FFmpegError, ValueError, IndexError) as error:
-        raise _unreadable(str(error)) from None
+async def decode(audio: bytes, most_samples: int) -> bytes:
+    """Mono samples of 16 bits, `RATE` a second, at most a frame more than `most_samples`.
+
+    Raises BadRequest: what cannot be decoded; Unavailable(overloaded).
+    """
+    told, samples = await _opened(audio, container_of(audio), most_samples)
+    if told.get("samples") == 0:
+        raise _unreadable("it holds no sound")
+    return samples
 
 
-def _stream_ms(container: Any) -> int:
-    """The sum of the first audio stream's packets."""
-    stream = container.streams.audio[0]
-    ticks = 0
-    for count, packet in enumerate(container.demux(stream)):
-        ticks += max(0, packet.duration or 0)
-        if count > PACKETS_MAX or ticks * stream.time_base * 1000 > 2 * AUDIO_MS_MAX:
-            raise _unreadable("it is too long")
-    found = int(-(-ticks * stream.time_base * 1000 // 1))
+async def _packets_ms(audio: bytes, name: str) -> int:
+    told, _ = await _opened(audio, name, 0)
+    found = told["ms"]
     if found <= 0:
         raise _unreadable("it holds no sound")
-    return found
+    return int(found)
+
+
+async def _opened(audio: bytes, name: str, most_samples: int) -> tuple[dict[str, Any], bytes]:
+    """What a child of its own says of a file: FFmpeg is large, and the file a stranger's."""
+    global _children
+    if find_spec("av") is None:
+        raise _unreadable("only PCM WAV is read here; others need PyAV on this server")
+    if _children >= AUDIO_CHILDREN_MAX:
+        message = f"{AUDIO_CHILDREN_MAX} audio files are being read already"
+        raise Unavailable(message, code="overloaded", retry_after_s=2)
+    config = {
+        "format": name,
+        "size": len(audio),
+        "most_samples": most_samples,
+        "most_packets": PACKETS_MAX,
+        "most_ms": 2 * AUDIO_MS_MAX,
+    }
+    _children += 1
+    try:
+        child = await start_child(SCRIPT, config, TIMEOUT_S)
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                told, samples = await _asked(child, audio)
+        except (TimeoutError, OSError, ValueError, EOFError):
+            child.kill()
+            raise _unreadable("its decoder crashed or took too long") from None
+        finally:
+            await child.stop()
+    finally:
+        _children -= 1
+    if "error" in told:
+        raise _unreadable(told["error"])
+    return told, samples
+
+
+async def _asked(child: Child, audio: bytes) -> tuple[dict[str, Any], bytes]:
+    told = json.loads(await child.ask(audio))
+    return told, await child.more(2 * told.get("samples", 0))
 
 
 def _unreadable(why: str) -> BadRequest:

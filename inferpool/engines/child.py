@@ -81,6 +81,20 @@ class Child:
         await asyncio.wait((self._listener,), timeout=STOP_TIMEOUT_S)
         return status
 
+    async def ask(self, data: bytes) -> bytes:
+        """Send more, return the next line that it answers. Raises OSError, EOFError, ValueError."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(data)
+        await stdin.drain()
+        return await stdout.readline()
+
+    async def more(self, size: int) -> bytes:
+        """So many bytes after that line. Raises EOFError where they do not come."""
+        assert self._process.stdout is not None
+        return await self._process.stdout.readexactly(size)
+
     def kill(self) -> None:
         """End it at once, where it does not do what it is told."""
         with suppress(ProcessLookupError):

@@ -8,7 +8,6 @@ whole file comes before the first window, a second for ten minutes.
 from __future__ import annotations
 
 import asyncio
-import io
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,12 +20,11 @@ from threading import Event
 from typing import Any, Final
 
 from inferpool.engines import sandbox
-from inferpool.engines.audio import container_of
+from inferpool.engines.audio import RATE, decode
 from inferpool.engines.trial import tried
 from inferpool.protocol.errors import BadRequest, InferpoolError, Unavailable
 from inferpool.protocol.transcription import Segment, Transcript
 
-RATE: Final = 16_000  # samples a second that the model hears
 SLACK_MS: Final = 1_000  # a decoder may add or drop some samples at the ends
 _SCALE: Final = 32_768.0  # of 16-bit samples
 
@@ -89,9 +87,12 @@ class WhisperEngine:
             raise Unavailable(f"{self.name} is not loaded", code="engine_unavailable")
         if language is not None and language not in self._model.supported_languages:
             raise BadRequest(f"{self.name} does not know {language!r}.", param="language")
+        samples = await decode(audio, (audio_ms + 2 * SLACK_MS) * RATE // 1000)
+        if self._pool is None:
+            raise Unavailable(f"{self.name} was closed", code="engine_failed")
         left, loop = Event(), asyncio.get_running_loop()
         self._left.add(left)
-        run = loop.run_in_executor(self._pool, self._run, audio, language, audio_ms, left)
+        run = loop.run_in_executor(self._pool, self._run, samples, language, audio_ms, left)
         try:
             return await run
         except asyncio.CancelledError:
@@ -127,10 +128,12 @@ class WhisperEngine:
             local_files_only=True,
         )
 
-    def _run(self, audio: bytes, language: str | None, audio_ms: int, left: Event) -> Transcript:
+    def _run(self, heard: bytes, language: str | None, audio_ms: int, left: Event) -> Transcript:
+        import numpy as np
+
         if left.is_set():
             raise _cut()
-        samples = self._decode(audio, audio_ms)
+        samples = np.frombuffer(heard, "<i2").astype(np.float32) / _SCALE
         heard_ms = -(-1000 * len(samples) // RATE)
         if heard_ms > audio_ms + SLACK_MS:
             raise BadRequest("The audio is longer than its packets say.", param="file")
@@ -152,36 +155,6 @@ class WhisperEngine:
             raise Unavailable(f"{self.name} failed: {error}", code="engine_failed") from error
         text = "".join(segment.text for segment in segments).strip()
         return Transcript(text, info.language, min(heard_ms, audio_ms), tuple(segments))
-
-    def _decode(self, audio: bytes, audio_ms: int) -> Any:
-        """Mono samples, at most a little more than was measured: a bomb stops there."""
-        import numpy as np
-
-        av = import_module("av")
-
-        most = (audio_ms + 2 * SLACK_MS) * RATE // 1000
-        parts, size = [], 0
-        try:
-            with av.open(io.BytesIO(audio), format=container_of(audio)) as container:
-                resampler = av.AudioResampler("s16", "mono", RATE)
-                for frame in _frames(container, resampler):
-                    parts.append(frame.to_ndarray().reshape(-1))
-                    size += len(parts[-1])
-                    if size > most:
-                        break
-        except (av.FFmpegError, ValueError, IndexError) as error:
-            message = f"The audio file cannot be decoded: {error}."
-            raise BadRequest(message, param="file") from error
-        if not parts:
-            raise BadRequest("The audio file holds no sound.", param="file")
-        return np.concatenate(parts).astype(np.float32) / _SCALE
-
-
-def _frames(container: Any, resampler: Any) -> Any:
-    for frame in container.decode(audio=0):
-        frame.pts = None
-        yield from resampler.resample(frame)
-    yield from resampler.resample(None)
 
 
 def _segment(item: Any) -> Segment:

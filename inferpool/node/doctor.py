@@ -16,6 +16,7 @@ from inferpool.protocol.limits import CLOCK_SKEW_MS
 DISK_LOW: Final = 1 << 30
 MEMORY_LOW: Final = 512 << 20
 CRASHES: Final = 3
+LANDLOCK_FULL: Final = 4  # the ABI since which a child opens no connections
 
 
 class Severity(IntEnum):
@@ -63,6 +64,8 @@ class Facts:
     key_problem: str = ""
     port_problem: str = ""
     reach_problem: str = ""
+    relays: Mapping[str, str] = field(default_factory=dict)  # relay -> why it cannot be used
+    landlock_abi: int | None = None  # of this kernel, where engines run in children
     status: Mapping[str, Any] | None = None  # of the running node
     machine_cost_known: bool = True
 
@@ -141,6 +144,11 @@ def _place(facts: Facts) -> Iterator[Finding]:
     if facts.reach_problem:
         mend = "set node.endpoint to the address that others reach, and forward its port"
         yield Finding(Severity.STOPS, "reach", facts.reach_problem, mend)
+    lost = {relay: why for relay, why in facts.relays.items() if why}
+    severity = Severity.STOPS if len(lost) == len(facts.relays) else Severity.COSTS
+    for relay, why in lost.items():
+        what = f"the relay {relay} cannot be used: {why}"
+        yield Finding(severity, "relay", what, "ask who runs it, or name another in node.relays")
 
 
 def _machine(facts: Facts) -> Iterator[Finding]:
@@ -166,6 +174,15 @@ def _machine(facts: Facts) -> Iterator[Finding]:
             "no_avx2",
             "this CPU has no AVX2: text runs several times slower, and in a class of its own",
             "serve tensor models, which need it less",
+        )
+    abi = facts.landlock_abi
+    if abi is not None and abi < LANDLOCK_FULL:
+        held = "limits only" if abi == 0 else f"Landlock ABI {abi}, which leaves the network open"
+        yield Finding(
+            Severity.NOTE,
+            "sandbox",
+            f"this kernel holds engines back by {held}",
+            "Linux 6.7 or later with Landlock switched on has the whole sandbox",
         )
     for gpu in hardware.gpus:
         if gpu.untested:

@@ -54,6 +54,7 @@ ROWS_MAX: Final = 65_536
 PREFERENCES_MAX: Final = 16 * 1024  # bytes of the header that carries them
 PROVIDERS_MAX: Final = 256  # in each list of a client's preferences
 EMBEDDING_TEXTS_MAX: Final = 2048  # OpenAI's own bound
+AUDIO_CHILDREN_MAX: Final = 8  # files that are opened at once, each in a process of its own
 AUDIO_MS_MAX: Final = 30 * 60_000  # the gateway waits a minute, and a second for each of audio
 FORM_PARTS_MAX: Final = 32
 FORM_HEADER_MAX: Final = 4096  # bytes of one part's header lines

@@ -6,13 +6,15 @@ import asyncio
 import io
 import struct
 import wave
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inferpool.engines import audio as measured
 from inferpool.engines.audio import length_ms
-from inferpool.protocol.errors import BadRequest
+from inferpool.protocol.errors import BadRequest, Unavailable
+from inferpool.protocol.limits import AUDIO_CHILDREN_MAX
 
 
 def wav(seconds: float = 1.5, rate: int = 16_000, channels: int = 1, width: int = 2) -> bytes:
@@ -88,10 +90,34 @@ def test_what_is_no_audio_is_refused(data: bytes) -> None:
 
 
 def test_without_the_library_the_answer_says_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> Any:
-        raise ImportError(name)
-
-    monkeypatch.setattr(measured, "import_module", missing)
+    monkeypatch.setattr(measured, "find_spec", lambda _: None)
     assert measure(wav(1.0)) == 1000
     with pytest.raises(BadRequest, match="only PCM WAV is read here"):
         measure(b"fLaC" + bytes(40))
+
+
+ABORTS = """
+import os, sys
+sys.stdin.buffer.readline()
+print("{}".replace("{}", '{"sandbox": "none"}'), flush=True)
+os.abort()
+"""
+
+
+def test_a_decoder_that_crashes_takes_nobody_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("av", reason="PyAV (the extra 'whisper') is not installed")
+    script = tmp_path / "aborts.py"
+    script.write_text(ABORTS)
+    monkeypatch.setattr(measured, "SCRIPT", script)
+    with pytest.raises(BadRequest, match="its decoder crashed"):
+        measure(b"fLaC" + bytes(100))
+
+
+def test_a_crowd_of_files_is_told_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av", reason="PyAV (the extra 'whisper') is not installed")
+    monkeypatch.setattr(measured, "_children", AUDIO_CHILDREN_MAX)
+    with pytest.raises(Unavailable) as raised:
+        measure(b"fLaC" + bytes(100))
+    assert (raised.value.code, raised.value.retry_after_s) == ("overloaded", 2)

@@ -26,7 +26,7 @@ TOLD = {"accepted": True, "error": "", "alive": True, "blocked_ms": 0}
 
 
 def test_a_machine_that_is_well_has_no_findings() -> None:
-    assert diagnose(WELL) == []
+    assert diagnose(replace(WELL, landlock_abi=4, relays={"192.0.2.1:1": ""})) == []
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,10 @@ def test_a_machine_that_is_well_has_no_findings() -> None:
         ("keystore", Severity.STOPS, {"key_problem": "can be opened by others"}),
         ("port", Severity.STOPS, {"port_problem": "port 8421 cannot be used"}),
         ("reach", Severity.STOPS, {"reach_problem": "does not answer"}),
+        ("relay", Severity.STOPS, {"relays": {"192.0.2.1:1": "it does not answer"}}),
+        ("relay", Severity.COSTS, {"relays": {"192.0.2.1:1": "", "192.0.2.2:1": "silent"}}),
+        ("sandbox", Severity.NOTE, {"landlock_abi": 0}),
+        ("sandbox", Severity.NOTE, {"landlock_abi": 3}),
         ("disk", Severity.COSTS, {"hardware": replace(GOOD, disk_free=GB - 1)}),
         ("memory_low", Severity.COSTS, {"hardware": replace(GOOD, memory_available=GB // 4)}),
         ("memory_low", Severity.COSTS, {"hardware": replace(GOOD, memory_limit=GB // 4)}),
