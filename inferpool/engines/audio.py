@@ -118,9 +118,9 @@ async def _opened(audio: bytes, name: str, most_samples: int) -> tuple[dict[str,
             async with asyncio.timeout(TIMEOUT_S):
                 told, samples = await _asked(child, audio)
         except (TimeoutError, OSError, ValueError, EOFError):
-            child.kill()
             raise _unreadable("its decoder crashed or took too long") from None
         finally:
+            child.kill()
             await child.stop()
     finally:
         _children -= 1

@@ -104,15 +104,18 @@ class Child:
         """Close its stdin; kill it where it has not left after two seconds."""
         if self._process.stdin is not None:
             self._process.stdin.close()
+        # asyncio takes a process for ended when its pipes are: an answer that nobody reads any
+        # more would keep it for ever.
+        rest = asyncio.get_running_loop().create_task(self._discard())
         try:
             await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
         except TimeoutError:
-            with suppress(ProcessLookupError):
-                self._process.kill()
+            self.kill()
             await self._process.wait()
         finally:
+            rest.cancel()
             self._listener.cancel()
-            await asyncio.wait((self._listener,))
+            await asyncio.wait((self._listener, rest))
 
     async def _failed(self, reason: str) -> Unavailable:
         # It is on its way out: what it wrote to stderr may come after what it wrote to stdout.
@@ -120,6 +123,11 @@ class Child:
         words = self.last_words().splitlines()[-3:]
         told = "; ".join(filter(None, [reason, *words])) or "it ended without a word"
         return Unavailable(f"the engine did not start: {told}", code="engine_unavailable")
+
+    async def _discard(self) -> None:
+        assert self._process.stdout is not None
+        while await self._process.stdout.read(MAX_LINE_BYTES):
+            pass
 
     async def _listen(self) -> None:
         stderr = self._process.stderr

@@ -185,7 +185,8 @@ async def test_bad_file_is_refused_and_takes_nobody_down(
     with pytest.raises(Unavailable, match="did not start") as caught:
         await engine.start()
     assert caught.value.code == "engine_unavailable"
-    assert "failed to load model" in caught.value.message  # of the child's stderr
+    # The library's own words come from a thread of its own, which its end does not always wait for.
+    assert re.search("failed to (load model|init server)", caught.value.message.lower())
     assert not engine.ready()
     assert engine.pid is None
     await engine.close()
