@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
+from inferpool.recipes import textures
 from inferpool.recipes.kit.case import Case, Recipe, Trained, X
 from inferpool.recipes.kit.data import Array, Sample, columns, published, read, rounded
 from inferpool.recipes.kit.export import boosted, export_boosted
 from inferpool.recipes.kit.metrics import Figure, accuracy, figure, macro_f1
 from inferpool.recipes.kit.running import numeric_kept
-from inferpool.recipes.kit.split import by_hash
+from inferpool.recipes.kit.split import by_hash, fold
 
 STEEL: Final = published(
     "https://raw.githubusercontent.com/semeniutaa/manufacturing_datasets/"
@@ -57,6 +58,9 @@ FIELDS: Final = (
     "SigmoidOfAreas",
 )
 
+SETTINGS: Final[dict[str, Any]] = {"num_leaves": 15, "min_child_samples": 10}
+SURE_ACCURACY: Final = 0.85
+
 
 def features(table: dict[str, list[str]]) -> Array:
     """The model's input from the columns of the data set."""
@@ -75,8 +79,19 @@ def train() -> Trained:
     x = features(table)
     y = np.searchsorted(FAULTS, table["Fault"])
     assert set(table["Fault"]) == set(FAULTS)
-    known, test = by_hash([row.tobytes().hex() for row in x])
-    model = boosted("Classifier", x[known], y[known], num_leaves=15, min_child_samples=10)
+    keys = [row.tobytes().hex() for row in x]
+    known, test = by_hash(keys)
+    model = boosted("Classifier", x[known], y[known], **SETTINGS)
+    said = np.zeros((len(known), len(FAULTS)))
+    folds = np.array([fold(key) for key in keys])[known]
+    for number in np.unique(folds):
+        held = folds == number
+        draft = boosted("Classifier", x[known[~held]], y[known[~held]], **SETTINGS)
+        said[held] = draft.predict_proba(x[known[held]])
+    right = said.argmax(axis=1) == y[known]
+    order = np.argsort(-said.max(axis=1), kind="stable")
+    rates = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    sure = said.max(axis=1)[order[np.flatnonzero(rates >= SURE_ACCURACY)[-1]]]
     spread = x[known].std(axis=0) + 1e-6
     scaled = x / spread
     centres = np.array([scaled[known][y[known] == k].mean(axis=0) for k in range(len(FAULTS))])
@@ -85,6 +100,7 @@ def train() -> Trained:
         X: x[test],
         "truth": y[test],
         "rule": nearest[test],
+        "sure": np.array(sure),
         "classes": np.array(len(FAULTS)),
         **numeric_kept(x[known], model.predict(x[known])),
     }
@@ -97,6 +113,12 @@ def train() -> Trained:
         "LightGBM, 79 rounds of 7 trees, on 24 measures of a fault's outline and brightness",
         (
             "Measures made by others from pictures that are not published; no picture goes in.",
+            f"Cross-validated on the known folds the model is right in {right.mean():.3f}"
+            f" ({len(known)} faults; 0.02 either way). Six settings with and without seven more"
+            " measures gave 0.756 to 0.774, and 0.785 with the place along the coil, which tells"
+            " the coil: 0.80 on all faults is not what these measures support.",
+            f"Where its best class has a probability below {sure:.2f} a person should look: the"
+            f" known folds' others are right in {SURE_ACCURACY:.0%}.",
             "The class of other faults is a mixture, and most errors are in it.",
             "Which plates came from one coil is not known, so coils may be on both sides.",
         ),
@@ -104,23 +126,29 @@ def train() -> Trained:
 
 
 def judge(sample: Sample, scores: Array) -> list[Figure]:
-    """Shares of right faults, on all and without the class of other faults."""
+    """Shares of right faults: on all, without the class of other faults, and where it is sure."""
     truth, rule = sample["truth"], sample["rule"]
+    sure, scores = scores.max(axis=1) >= sample["sure"], scores.argmax(axis=1)
     named = truth != FAULTS.index("Other_Faults")
     name = "nearest class mean"
     return [
         figure("accuracy", accuracy, truth, scores, rule, name, bar=0.75),
         figure("macro F1", macro_f1, truth, scores, rule, name),
         figure("accuracy, named faults", accuracy, truth[named], scores[named], rule[named], name),
+        figure(
+            "accuracy, sure ones", accuracy, truth[sure], scores[sure], rule[sure], name, bar=0.80
+        ),
+        figure("share of sure ones", lambda _, s: float(s.mean()), truth, sure, 1.0, "all"),
     ]
 
 
 RECIPE: Final = Recipe(
     "quality",
     "Quality control",
-    "The fault on a steel plate from measures of its outline.",
+    "The fault on a steel plate from measures of its outline; defects in pictures of a surface.",
     "Steel Plates Faults (UCI, CC BY 4.0, Buscema, Terzi and Tastle), from a public repository by"
-    " hash.",
+    " hash; photographs of a brick wall and of gravel (CC0), from the PyPI package scikit-image"
+    " 0.26.0, with painted defects.",
     (
         Case(
             model="steel-faults",
@@ -131,6 +159,8 @@ RECIPE: Final = Recipe(
             judge=judge,
             train=train,
             verdict=lambda score: FAULTS[int(score)],
+            ranking=True,
         ),
+        textures.CASE,
     ),
 )

@@ -169,7 +169,7 @@ def _figures(figures: Sequence[Mapping[str, Any]]) -> str:
 def _band(band: Mapping[str, Any]) -> str:
     return (
         f"<h3>Referred to a person</h3><p>Scores from {band['low']:.3f} to {band['high']:.3f}:"
-        f" {band['share']:.1%} of {band['n']} cases. The model's error rate is"
+        f" {band['share']:.2%} of {band['n']} cases. The model's error rate is"
         f" {band['error_all']:.2%} on all cases and {band['error']:.2%} on those it decides.</p>"
     )
 
