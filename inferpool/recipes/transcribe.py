@@ -39,7 +39,7 @@ WINDOW_S: Final = 12.0  # of speech that is heard again at most
 SETTLED_S: Final = 2.0  # a segment that ends before this much of the end will not change
 NOISES_DB: Final = (20, 10, 5, 0, -5)
 SMALL_NOISES_DB: Final = (0,)
-STREAMED_SMALL: Final = 2  # clips
+SMALL: Final = 2  # clips in noise and in the stream, where it is `small`
 MONITORED_DB: Final = 5  # of the line that the monitor's alarm is rehearsed on
 REHEARSED: Final = 24  # clips while a node dies
 PATIENCE_S: Final = 300.0  # the client's
@@ -174,10 +174,12 @@ def play(pool: PoolScorer, small: bool, progress: Progress, out: Path) -> list[d
     and a node that dies."""
     meter, found = Meter(), clips()
     ear = Ear(pool, meter)
+    some = dict(list(found.items())[:SMALL])
     levels = (None, *(SMALL_NOISES_DB if small else NOISES_DB))
     heard: dict[int | None, dict[str, Heard]] = {}
     for decibels in levels:
-        heard[decibels] = {name: ear.hear(_at(wav, decibels)) for name, wav in found.items()}
+        chosen = some if small and decibels is not None else found
+        heard[decibels] = {name: ear.hear(_at(wav, decibels)) for name, wav in chosen.items()}
         progress(MODEL, len(heard), len(levels))
     every = [item for part in heard.values() for item in part.values()]
     records = speech_desk.kept(pool, every, out / "decisions")
@@ -186,7 +188,7 @@ def play(pool: PoolScorer, small: bool, progress: Progress, out: Path) -> list[d
     figures = [_figure("word error rate, files", heard[None], bar=BAR)]
     sections = [_noise(heard)]
     streaming = Meter()
-    streamed = dict(list(found.items())[:STREAMED_SMALL]) if small else found
+    streamed = some if small else found
     figures.append(_streamed(Ear(pool, streaming), streamed, progress))
     sections.append(
         {
