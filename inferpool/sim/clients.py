@@ -11,6 +11,9 @@ import orjson
 
 from inferpool.engines.base import Sampling, TextCall
 from inferpool.engines.fake import prompt_text, token_id, token_text
+from inferpool.engines.invention import invent
+from inferpool.protocol.chat import ChatRequest
+from inferpool.protocol.tools import CALL_CLOSE, CALL_OPEN
 from inferpool.sim.parts import API_KEY, SimGateway
 from inferpool.transport.base import Response, TransportError
 from inferpool.transport.sse import Event, events
@@ -21,6 +24,17 @@ _HEADERS = (
 )
 _HEDGE = ((b"inferpool-hedge", b"1"),)
 _TIMEOUT_S = 120.0
+_SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "null"}}},
+    "required": ["a", "b"],
+}
+_FORM = {"name": "f", "strict": True, "schema": _SCHEMA}
+_JSON = {"response_format": {"type": "json_schema", "json_schema": _FORM}}
+_CALLS = {
+    "tools": [{"type": "function", "function": {"name": "look", "parameters": _SCHEMA}}],
+    "tool_choice": "required",
+}
 
 
 class BrokenAnswer(AssertionError):
@@ -53,6 +67,10 @@ class Client:
             return await self._tensor()
         if kind < 0.5:
             return await self._leave()
+        if kind < 0.6:
+            return await self._formed()
+        if kind < 0.65:
+            return await self._several()
         return await self._chat()
 
     async def _send(self, path: str, body: dict[str, object], *, hedge: bool = False) -> Response:
@@ -113,6 +131,45 @@ class Client:
         if got != wanted:
             raise BrokenAnswer(f"wanted {wanted!r}, got {got!r}")
 
+    async def _formed(self) -> str:
+        """JSON by a schema, or calls: whole or not at all, whoever dies."""
+        text, body = self._chat_body()
+        body |= {"max_tokens": 400} | self.random.choice((_JSON, _CALLS))
+        parsed = ChatRequest.parse(orjson.dumps(body))
+        assert parsed.shape is not None
+        wanted = invent(parsed.shape, int(str(body["seed"])), text)
+        response = await self._send("/v1/chat/completions", body)
+        try:
+            if response.status != 200:
+                return await _error_code(response)
+            got, _, done = await _read(response)
+        finally:
+            await response.close()
+        if not done:
+            if any(got.values()):
+                raise BrokenAnswer(f"a part of what must be whole: {got!r}")
+            return "cut"
+        if got[0] != wanted:
+            raise BrokenAnswer(f"wanted {wanted!r}, got {got!r}")
+        return "formed"
+
+    async def _several(self) -> str:
+        """Two answers to one request."""
+        text, body = self._chat_body()
+        response = await self._send("/v1/chat/completions", {**body, "n": 2})
+        try:
+            if response.status != 200:
+                return await _error_code(response)
+            got, error, done = await _read(response)
+        finally:
+            await response.close()
+        if not done:
+            return f"error:{error}" if error else "cut"
+        for index in (0, 1):
+            seed = (int(str(body["seed"])) + index) % 2**32
+            self._check_text(got[index], text, {**body, "seed": seed})
+        return "several"
+
     async def _leave(self) -> str:
         """Read some of a stream and hang up."""
         _, body = self._chat_body()
@@ -146,6 +203,30 @@ class Client:
         if value["outputs"][0]["data"] != wanted:
             raise BrokenAnswer("wrong sums")
         return "tensor"
+
+
+async def _read(response: Response) -> tuple[dict[int, str], str, bool]:
+    """Text of each choice with its calls as an engine writes them, an error's code, and whether
+    the stream ended cleanly."""
+    got: dict[int, str] = {0: ""}
+    async for item in events(response):
+        if not isinstance(item, Event):
+            continue
+        if item.data == b"[DONE]":
+            return got, "", True
+        value = orjson.loads(item.data)
+        if "error" in value:
+            return got, str(value["error"]["code"]), False
+        for choice in value["choices"]:
+            delta = choice["delta"]
+            said = got.get(choice["index"], "") + (delta.get("content") or "")
+            for call in delta.get("tool_calls") or ():
+                named, arguments = call["function"]["name"], call["function"]["arguments"]
+                said += (
+                    f'{CALL_OPEN}\n{{"name": "{named}", "arguments": {arguments}}}\n{CALL_CLOSE}'
+                )
+            got[choice["index"]] = said
+    return got, "", False
 
 
 async def _error_code(response: Response) -> str:

@@ -43,7 +43,7 @@ def test_the_money_rules_hold_while_everything_breaks(seed: int, window: int) ->
 
 def test_without_faults_every_request_is_served() -> None:
     report = simulate(Options(seed=5, seconds=20.0, faults=0.0))
-    assert set(report.outcomes) == {"chat", "tensor", "left"}
+    assert set(report.outcomes) == {"chat", "formed", "several", "tensor", "left"}
 
 
 def test_a_budget_is_never_overdrawn() -> None:

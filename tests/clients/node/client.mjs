@@ -91,8 +91,8 @@ const weather = {
   },
 };
 const calling = { ...asked, max_tokens: 120, tools: [weather], tool_choice: "required" };
-const runner = client.chat.completions.stream({ ...calling, parallel_tool_calls: false });
-const called = (await runner.finalChatCompletion()).choices[0];
+const calls = client.chat.completions.stream({ ...calling, parallel_tool_calls: false });
+const called = (await calls.finalChatCompletion()).choices[0];
 assert.equal(called.finish_reason, "tool_calls");
 assert.equal(called.message.tool_calls[0].function.name, "get_weather");
 const { city } = JSON.parse(called.message.tool_calls[0].function.arguments);
