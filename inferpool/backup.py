@@ -33,7 +33,7 @@ HASHES: Final = "hashes.json"
 SIZE_MAX: Final = 1 << 30  # it is encrypted in one piece; a ledger of a million receipts has 1 GB
 _SALT, _NONCE, _TAG = 16, 12, 16
 _HEAD: Final = len(MAGIC) + _SALT + _NONCE
-_FILES: Final = ("config.toml", "password", "api-key", "control-token", "canary-key")
+_FILES: Final = ("config.toml", "password", "api-key", "control-token", "canary-key", "lane")
 _FOLDERS: Final = ("keys", "tls")
 # In this order: what an older book says, a younger chain can bear; not the other way round.
 _LEDGERS: Final = ("node/ledger.sqlite", "gateway/ledger.sqlite", "chain/state.sqlite")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from inferpool.cli.console import OUT, AsJson, print_json
+from inferpool.cli.console import OUT, AsJson, print_json, settings
 from inferpool.home import Home
 
 BACKUP_HELP = """Write keys, configuration and ledgers into one encrypted file.
@@ -48,6 +48,11 @@ def backup(
     for name in names[:_SHOWN]:
         OUT.print(f"  {name}", markup=False)
     OUT.print("[dim]Check it now and then: inferpool restore FILE --verify[/]")
+    if settings()[0].gateway.db:
+        OUT.print(
+            "The gateway's book is in PostgreSQL and not in this file: dump it with pg_dump.",
+            style="yellow",
+        )
 
 
 def restore(

@@ -60,7 +60,7 @@ async def _claimed(config: Config, home: Home) -> dict[str, object]:
 
 async def _all_booked(config: Config, home: Home) -> None:
     """Receipts that are still at a node can be fetched under the old key only."""
-    if not home.ledger("gateway").exists():
+    if not config.gateway.db and not home.ledger("gateway").exists():
         return
     async with payer_book(config, home) as (_, ledger):
         if ledger.open_attempts:

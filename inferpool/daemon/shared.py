@@ -11,12 +11,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from sqlalchemy import select, update
+from sqlalchemy.engine import Engine
+
 from inferpool.config import GatewayConfig
 from inferpool.daemon.workers import Worker
 from inferpool.home import Home
-from inferpool.payments.database import Location
+from inferpool.payments.database import Location, begin_writing, now_ms
 from inferpool.payments.journal import SqlJournal
-from inferpool.payments.lanes import Lane
+from inferpool.payments.lanes import Lane, living
+from inferpool.payments.schema import PAYER_CHANNELS
 
 _LOG = logging.getLogger("inferpool.gateway")
 
@@ -54,6 +58,8 @@ async def open_book(
                 _LOG.warning("lane %r is another process's for %.0f s yet", name, wait_s)
                 await asyncio.sleep(min(wait_s, 1.0))
             journal.fence = lane.fence()
+        if worker.first:
+            await asyncio.to_thread(adopt, journal.engine, worker, home, bool(settings.db))
         yield journal, lane
     finally:
         await asyncio.to_thread(journal.close)
@@ -62,3 +68,28 @@ async def open_book(
 def _end() -> None:
     """Another process has taken our place: what we did since is not written, and we stop."""
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def adopt(engine: Engine, worker: Worker, home: Home, shared: bool) -> list[str]:
+    """Take over the channels of this home's workers that there are no more, so that what lies in
+    them comes back: their voucher keys sign nothing now. The lanes that were taken over."""
+    mine = worker.lane(home, shared=shared)
+    start = f"{mine}/" if shared else ""
+    with engine.begin() as connection:
+        begin_writing(connection)
+        alive = living(connection, now_ms(connection))
+        lanes = [row.lane for row in connection.execute(select(PAYER_CHANNELS.c.lane).distinct())]
+        left = [
+            lane
+            for lane in lanes
+            if lane.startswith(start) and lane not in alive and _number(lane, start) >= worker.of
+        ]
+        if left:
+            found = update(PAYER_CHANNELS).where(PAYER_CHANNELS.c.lane.in_(left))
+            connection.execute(found.values(lane=mine))
+    return sorted(left)
+
+
+def _number(lane: str, start: str) -> int:
+    number = lane.removeprefix(start)
+    return int(number) if number.isdigit() else 0

@@ -38,7 +38,7 @@ from inferpool.gateway.neighbours import Neighbours, no_twin
 from inferpool.gateway.pushes import PushedOffers
 from inferpool.gateway.quote import quote
 from inferpool.gateway.replay import Replays
-from inferpool.gateway.status import explained, model_object, status
+from inferpool.gateway.status import explained, model_object, status, together
 from inferpool.gateway.walk_ins import WalkIns
 from inferpool.metrics import CONTENT_TYPE
 from inferpool.payments.access import Access
@@ -150,7 +150,7 @@ class GatewayApp:
         elif self._controls is not None and path.startswith(CONTROL):
             if not (request.is_local() and self._is_owner(request)):
                 raise Unauthorized("This needs the gateway's control token, on its own machine.")
-            await self._controls.serve(request)
+            await self._controls.serve(request, self._others(request))
         elif path.startswith(_ADMIN):
             if not self._is_owner(request):
                 raise Unauthorized("This needs the gateway's control token.")
@@ -320,6 +320,11 @@ class GatewayApp:
         page = receipts_page(walk_ins.ledger, walk_ins.key, request.query, request.headers)
         await request.answer_json(page)
 
+    def _others(self, request: HttpRequest) -> Neighbours | None:
+        """The other processes, unless it is one of them that asks."""
+        others = self._neighbours
+        return others if others is not None and others.asks(request) is None else None
+
     def _is_owner(self, request: HttpRequest) -> bool:
         given = request.headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         return hmac.compare_digest(given, self._token)
@@ -336,4 +341,7 @@ class GatewayApp:
             raise Unauthorized("This needs the gateway's control token.")
         if self._gateway.shared is not None:
             await self._gateway.shared.catch_up(spending=True)
-        await request.answer_json(status(self._gateway))
+        found, others = status(self._gateway), self._others(request)
+        if others is not None:
+            found = together(found, await others.all_say(request))
+        await request.answer_json(found)

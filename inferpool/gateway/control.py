@@ -12,11 +12,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import orjson
 
-from inferpool.gateway.capital import Capital
+from inferpool.gateway.capital import Capital, Lying
+from inferpool.gateway.neighbours import Neighbours
 from inferpool.payments.claims import Claimer
 from inferpool.payments.standing import Channels
 from inferpool.protocol.encoding import from_hex
@@ -35,8 +37,9 @@ class CapitalControls:
         self.sales: Channels | None = None  # of a gateway that sells
         self.claimer: Claimer | None = None
 
-    async def serve(self, request: HttpRequest) -> None:
-        """Do it, and answer with the channels that it is about. Raises BadRequest, Refused."""
+    async def serve(self, request: HttpRequest, others: Neighbours | None = None) -> None:
+        """Do it, and answer with the channels that it is about; those of other processes of this
+        gateway are moved by these. Raises BadRequest, Refused."""
         action = (request.method, request.path.removeprefix(CONTROL))
         body = await request.body(CONTROL_BODY_MAX)
         if self.sales is not None and action == ("POST", "refund"):
@@ -46,22 +49,51 @@ class CapitalControls:
             await request.answer_json((await self.claimer.claim()).to_wire())
             return
         if action == ("GET", "channels"):
-            found = await self._capital.look()
+            ours = await self._capital.look()
             sales = await self.sales.look() if self.sales is not None else []
-            both = [*(item.to_wire() for item in found), *(item.to_wire() for item in sales)]
-            await request.answer_json({"channels": both})
+            both = [*(item.to_wire() for item in ours), *(item.to_wire() for item in sales)]
+            await self._answer(request, body, both, others)
             return
+        found: list[Lying] | None
         if action == ("POST", "withdraw"):
             ask = _object(body).get("ask") is True
             move = self._capital.ask_back if ask else self._capital.withdraw
-            found = [await move(_channel(body))]
+            found = await self._moved(move, request, body, others)
         elif action == ("POST", "finalize"):
-            found = [await self._capital.finalize(_channel(body))]
+            found = await self._moved(self._capital.finalize, request, body, others)
         elif action == ("POST", "release"):
             found = await self._capital.release(_seconds(body))
         else:
             raise BadRequest(f"{request.method} {request.path} is not served.", code="not_found")
-        await request.answer_json({"channels": [item.to_wire() for item in found]})
+        wide = others if action[1] == "release" else None
+        if found is not None:
+            await self._answer(request, body, [item.to_wire() for item in found], wide)
+
+    @staticmethod
+    async def _moved(
+        move: Callable[[bytes], Awaitable[Lying]],
+        request: HttpRequest,
+        body: bytes,
+        others: Neighbours | None,
+    ) -> list[Lying] | None:
+        """The channel as it is then; None where another process has it, and has answered."""
+        try:
+            return [await move(_channel(body))]
+        except BadRequest as error:
+            if error.code != "not_found" or others is None:
+                raise
+            if not await others.answer(request, body, error.status):
+                raise
+            return None
+
+    @staticmethod
+    async def _answer(
+        request: HttpRequest, body: bytes, own: list[dict[str, Any]], others: Neighbours | None
+    ) -> None:
+        said = await others.all_say(request, body) if others is not None else []
+        await request.answer_json(
+            {"channels": own + [one for each in said for one in each["channels"]]}
+        )
 
 
 def _channel(body: bytes) -> bytes:

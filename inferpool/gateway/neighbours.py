@@ -14,7 +14,9 @@ import hmac
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
+
+import orjson
 
 from inferpool.payments.lanes import Lane, Neighbour
 from inferpool.protocol import headers
@@ -25,6 +27,7 @@ from inferpool.transport.asgi import HttpRequest
 from inferpool.transport.base import Response, Transport
 
 _LOG = logging.getLogger("inferpool.neighbours")
+_SAID_MAX: Final = 1 << 26
 _KNOWN_S: Final = 1.0  # who lives is read again after that time
 _OWN: Final = {b"host", b"connection", b"content-length", b"transfer-encoding", b"expect"}
 _TOLD_BY_SERVER: Final = {b"connection", b"transfer-encoding", b"date", b"server", b"keep-alive"}
@@ -65,8 +68,11 @@ class Neighbours:
             return None
         return lane.decode("latin-1") if known else None
 
-    async def answer(self, request: HttpRequest, body: bytes) -> bool:
-        """Answer a request as a neighbour answers, or answered, its twin; False where none has."""
+    async def answer(self, request: HttpRequest, body: bytes, unknown: int = 0) -> bool:
+        """Answer a request as a neighbour answers, or answered, its twin; False where none has.
+
+        `unknown`: the status that says so too.
+        """
         for each in await self.living():
             try:
                 response = await self._ask(each, request, body)
@@ -74,7 +80,7 @@ class Neighbours:
                 _LOG.info("lane %r does not answer: %s", each.lane, error.message)
                 continue
             try:
-                if response.header(headers.NO_TWIN) is None:
+                if response.header(headers.NO_TWIN) is None and response.status != unknown:
                     await _pass_on(response, request)
                     return True
             finally:
@@ -92,6 +98,23 @@ class Neighbours:
                 await response.close()
             except InferpoolError as error:
                 _LOG.info("lane %r was not told: %s", each.lane, error.message)
+
+    async def all_say(self, request: HttpRequest, body: bytes = b"") -> list[Any]:
+        """The JSON with which the others answer the same request; none of who does not."""
+        found = []
+        for each in await self.living():
+            try:
+                response = await self._ask(each, request, body)
+                try:
+                    said = await response.read(_SAID_MAX)
+                finally:
+                    await response.close()
+            except InferpoolError as error:
+                _LOG.info("lane %r does not answer: %s", each.lane, error.message)
+                continue
+            if response.status == 200:
+                found.append(orjson.loads(said))
+        return found
 
     async def _ask(self, each: Neighbour, request: HttpRequest, body: bytes) -> Response:
         kept = [(name, value) for name, value in request.headers.items() if name not in _OWN]

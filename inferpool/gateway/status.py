@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from inferpool.gateway.gateway import Gateway
 from inferpool.gateway.nodes import KnownNode
@@ -83,7 +83,7 @@ def _range(prices: list[int]) -> dict[str, int]:
     }
 
 
-def status(gateway: Gateway) -> dict[str, object]:
+def status(gateway: Gateway) -> dict[str, Any]:
     """Everything the operator may see; amounts in the unit of their name."""
     now = gateway.clock.now_ms()
     channels = [
@@ -126,6 +126,19 @@ def status(gateway: Gateway) -> dict[str, object]:
     ]
     attempts = [attempt_object(item) for item in gateway.ledger.attempts(ATTEMPTS_SHOWN)]
     return {"nodes": nodes, "channels": channels, "accounts": accounts, "attempts": attempts}
+
+
+def together(own: dict[str, Any], others: list[dict[str, Any]]) -> dict[str, Any]:
+    """What several processes of one gateway tell, as one: each has its own channels and its own
+    requests under way; accounts and attempts are common to all."""
+    for other in others:
+        own["channels"] += other["channels"]
+        running = {item["node"]: item for item in other["nodes"]}
+        for node in own["nodes"]:
+            found = running.get(node["node"], {})
+            for count in ("in_flight", "asked", "chosen"):
+                node[count] += found.get(count, 0)
+    return own
 
 
 async def explained(gateway: Gateway, request_id: str) -> tuple[str, dict[str, object]] | None:

@@ -7,21 +7,27 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
 
 from inferpool.clock import SystemClock
+from inferpool.daemon.shared import adopt
+from inferpool.daemon.workers import Worker
+from inferpool.home import Home
 from inferpool.payments.access import Access
 from inferpool.payments.budget import Account
 from inferpool.payments.database import Location
 from inferpool.payments.journal import SqlJournal
 from inferpool.payments.key_book import KeyBook
 from inferpool.payments.lanes import Lane
+from inferpool.payments.payer_ledger import PayerLedger
 from inferpool.payments.schema import LANES, RESERVED
 from inferpool.payments.shared_book import SharedBook
 from inferpool.protocol.errors import BadRequest, RateLimited, Refused, Unavailable
+from tests.payments.parts import CHAIN_ID, NODE, payer_channel
 
 ONE = 1_000_000  # pico-USD
 
@@ -348,3 +354,30 @@ async def test_over_three_processes_too(location: Location) -> None:
             for pipe in (child.stdin, child.stdout):
                 if pipe is not None:
                     pipe.close()
+
+
+# -- fewer workers than before -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_channels_of_workers_that_there_are_no_more_are_taken_over(
+    location: Location, shared: bool, tmp_path: Path
+) -> None:
+    home = Home(tmp_path / "home")
+    names = [Worker(number, 4).lane(home, shared=shared) for number in range(4)]
+    assert len(set(names)) == 4
+    journal = SqlJournal(location)
+    for number, name in enumerate([*names, "another/3"]):
+        ledger = PayerLedger(journal, CHAIN_ID, name)
+        channel = replace(payer_channel(100), channel_id=bytes([number]) * 32)
+        await ledger.save_channel(NODE.address, channel)
+    living = Lane(journal.engine, names[3], "here", lambda: None)
+    assert living.take() == 0
+    assert adopt(journal.engine, Worker(0, 2), home, shared) == [names[2]]
+    found = [PayerLedger(journal, CHAIN_ID, name).channels for name in names]
+    assert [len(each) for each in found] == [2, 1, 0, 1]
+    living.give_up()
+    assert adopt(journal.engine, Worker(0, 1), home, shared) == sorted([names[1], names[3]])
+    assert len(PayerLedger(journal, CHAIN_ID, names[0]).channels) == 4
+    assert len(PayerLedger(journal, CHAIN_ID, "another/3").channels) == 1
+    journal.close()

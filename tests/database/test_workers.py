@@ -165,6 +165,22 @@ def test_one_of_two_workers_is_killed_under_load(pool: FaultyPool, book: Locatio
     (web,) = [row for row in used if row["key"] == "web"]
     assert round(float(web["price_usd"]) * 10**12) == total
     signers_are_apart(book)
+    told_as_one(pool, book)
+
+
+def told_as_one(pool: FaultyPool, book: Location) -> None:
+    """The operator sees, and moves, the channels of both, whichever of them is asked."""
+    known = {
+        "0x" + bytes(row[0]).hex() for row in rows(book, "SELECT channel_id FROM payer_channels")
+    }
+    assert len(known) >= 3
+    for _ in range(4):
+        assert {item["channel"] for item in pool.status()["channels"]} == known
+        listed = inferpool(pool, "channels")["channels"]
+        assert {item["channel"] for item in listed} >= known
+    for channel in sorted(known):
+        (moved,) = inferpool(pool, "channels", "withdraw", channel)["channels"]
+        assert (moved["channel"], moved["way_back"]) == (channel, "pending")
 
 
 def lanes_used(book: Location, pool: FaultyPool, key: str) -> set[str]:
