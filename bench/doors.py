@@ -23,6 +23,7 @@ import uvicorn
 from inferpool.config import load
 from inferpool.daemon import gateway as role
 from inferpool.daemon.serving import listen, run, url_of
+from inferpool.daemon.workers import Worker
 from inferpool.gateway import gateway as part
 from inferpool.gateway.flights import Flight, Flights
 from inferpool.home import Home
@@ -125,9 +126,10 @@ async def bare(upstream: str) -> None:
 
 async def features(flags: bytes) -> None:
     """The gateway's own process, with attempts that cost nothing."""
-    part.Flights = Unpaid  # type: ignore[misc]
+    setattr(part, "Flights", Unpaid)  # noqa: B010 - what it makes its attempts with
     home = Home.of()
-    await role.serve_gateway(load(home.config, os.environ, orjson.loads(flags)), home)
+    config = load(home.config, os.environ, orjson.loads(flags))
+    await role.serve_gateway(config, home, Worker.here())
 
 
 def main() -> None:

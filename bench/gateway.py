@@ -42,6 +42,7 @@ from inferpool.transport.http import open_transport
 
 CONNECTIONS = 16
 STREAMS = 64
+ROUNDS = 6
 TOKENS = 40
 WARM_CALLS = 400
 STALL_S = 2.0
@@ -141,24 +142,33 @@ def door(name: str, upstream: str, pool: Pool) -> Iterator[Row]:
 
 @asynccontextmanager
 async def cpu(row: Row, found: dict[str, float], name: str, units: int) -> AsyncIterator[None]:
-    """CPU of the row's process while the block runs, in us a unit."""
+    """CPU of the row's process while the block runs, in us a unit; the least of several blocks,
+    since other work on the machine only ever adds."""
     before = cpu_ns(row.pid)
     yield
-    found[name] = (cpu_ns(row.pid) - before) / units / 1000
+    spent = (cpu_ns(row.pid) - before) / units / 1000
+    found[name] = min(found.get(name, spent), spent)
 
 
 async def small_calls(row: Row, direct: str, count: int, found: dict[str, float]) -> None:
     """Requests at 16 connections, then at one, beside the same asked of the upstream."""
     request, bare = load.rows_request(ROWS, row.key), load.rows_request(ROWS, "")
     await load.calls(row.url, request, WARM_CALLS, CONNECTIONS)
-    begun = time.perf_counter()
-    async with cpu(row, found, "call_us", count):
-        await load.calls(row.url, request, count, CONNECTIONS)
-    found["reached_per_s"] = count / (time.perf_counter() - begun)
+    each = count // ROUNDS
+    found["reached_per_s"] = 0.0
+    for _ in range(ROUNDS):
+        begun = time.perf_counter()
+        async with cpu(row, found, "call_us", each):
+            await load.calls(row.url, request, each, CONNECTIONS)
+        reached = each / (time.perf_counter() - begun)
+        found["reached_per_s"] = max(found["reached_per_s"], reached)
     found["core_per_s"] = 1e6 / found["call_us"]
-    one = max(100, count // 8)
-    async with cpu(row, found, "alone_us", one):
-        through = await load.calls(row.url, request, one, 1)
+    one = max(50, count // 8 // ROUNDS)
+    through: list[int] = []
+    for _ in range(ROUNDS):
+        async with cpu(row, found, "alone_us", one):
+            through += await load.calls(row.url, request, one, 1)
+    one *= ROUNDS
     plain = await load.calls(direct, bare, one, 1)
     for name, share in (("p50", 0.5), ("p99", 0.99)):
         more = load.quantile(through, share) - load.quantile(plain, share)
@@ -172,9 +182,10 @@ async def chats(row: Row, direct: str, found: dict[str, float]) -> None:
         plain = load.chat_request(paced(gap_ms), "", TOKENS)
         spread_s = TOKENS * gap_ms / 1000
         each = 5 if at_once == 1 else 2
-        await load.streams(row.url, request, at_once, 1)
-        chunks = at_once * each * TOKENS
-        async with cpu(row, found, f"chunk_{at_once}_us", chunks):
+        for _ in range(2):
+            async with cpu(row, found, f"chunk_{at_once}_us", at_once * TOKENS):
+                await load.streams(row.url, request, at_once, 1)
+        async with cpu(row, found, f"chunk_{at_once}_us", at_once * each * TOKENS):
             through = await load.streams(row.url, request, at_once, each, spread_s)
         bare = await load.streams(direct, plain, at_once, each, spread_s)
         more = load.quantile(through.first, 0.5) - load.quantile(bare.first, 0.5)

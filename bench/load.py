@@ -93,7 +93,8 @@ class Calls(asyncio.Protocol):
 
 async def calls(url: str, request: bytes, count: int, connections: int) -> list[int]:
     """Send so many; the time that each took, in ns."""
-    left, spent_ns = [count], []
+    left = [count]
+    spent_ns: list[int] = []
     loop = asyncio.get_running_loop()
     host, port = url.removeprefix("http://").split(":")
     opened = [

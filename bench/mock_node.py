@@ -143,7 +143,7 @@ class Node:
             hashlib.sha256(call.body).digest(), answer_hash, NO_EVIDENCE, service.manifest,
             service.engine_class, offer_hash, self.services.index(service), channel_id,
             channel.seq, usage.prompt_units, usage.output_units, charge, channel.total_pico_usd,
-            int(call.value.get("seed") or 0), now_ms, now_ms, Outcome.COMPLETE,
+            int(str(call.value.get("seed") or 0)), now_ms, now_ms, Outcome.COMPLETE,
         )  # fmt: skip
         return receipt, channel
 

@@ -6,7 +6,8 @@ Each call is authorised, encoded, parsed, admitted, charged, receipted, made dur
 parsed, checked, booked, and made durable by the gateway, with the production code of both sides in
 one process and a SQLite journal on disk for each. CPU is of the whole process, the two journals'
 threads included: kernel time of the disk's synchronisation too. Calls per second is what one core
-that does both sides makes of it.
+that does both sides makes of it. Both are the best of eight rounds: other work on the machine only
+ever adds.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from inferpool.protocol.receipt_chain import ChainedReceipt
 from inferpool.protocol.voucher import ChannelConfig
 
 _HASH = bytes(32)
+ROUNDS = 8
 
 
 class Pair:
@@ -152,17 +154,20 @@ async def measure(calls: int, at_once: int, window: int) -> dict[str, float]:
             for _ in range(100):
                 await pair.call()
 
+            each = max(1, calls // at_once // ROUNDS)
+            done = each * at_once
+
             async def worker() -> None:
-                for _ in range(calls // at_once):
+                for _ in range(each):
                     await pair.call()
 
-            cpu, begun = time.process_time(), time.perf_counter()
-            await asyncio.gather(*[worker() for _ in range(at_once)])
-            done = calls // at_once * at_once
-            return {
-                "us": (time.process_time() - cpu) / done * 1e6,
-                "per_s": done / (time.perf_counter() - begun),
-            }
+            rounds = []
+            for _ in range(ROUNDS):
+                cpu, begun = time.process_time(), time.perf_counter()
+                await asyncio.gather(*[worker() for _ in range(at_once)])
+                spent = time.perf_counter() - begun
+                rounds.append(((time.process_time() - cpu) / done * 1e6, done / spent))
+            return {"us": min(us for us, _ in rounds), "per_s": max(rate for _, rate in rounds)}
         finally:
             pair.close()
 
