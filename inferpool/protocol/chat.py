@@ -19,6 +19,7 @@ from inferpool.protocol.text import SAMPLERS as SAMPLERS
 from inferpool.protocol.text import TextRequest, take_shared
 from inferpool.protocol.tools import Tools, prompt_messages, read_calls, take_tools
 
+_PLAIN: Final = 2  # members of a message that is role and text alone
 ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 
 # Accepted and without effect here, with the values that mean "as usual".
@@ -54,6 +55,8 @@ class ChatRequest(TextRequest):
     @property
     def plain_messages(self) -> tuple[dict[str, object], ...]:
         """The messages as an engine gets them: roles and text alone."""
+        if self.shape is None and max(map(len, self.messages)) == _PLAIN:
+            return self.messages
         return prompt_messages(self.messages, self.tools)
 
     @property
@@ -110,7 +113,12 @@ class ChatRequest(TextRequest):
         return request
 
 
+_SHAPES: Final = frozenset({"tools", "tool_choice", "parallel_tool_calls", "response_format"})
+
+
 def _shape(body: dict[str, object]) -> Shape | None:
+    if _SHAPES.isdisjoint(body):
+        return None
     tools = take_tools(body)
     json_shape = read_format(body.pop("response_format", None))
     if tools is not None and json_shape is not None:

@@ -193,8 +193,6 @@ def _call(item: object, path: str) -> dict[str, object]:
 
 def prompt_messages(messages: Sequence[Message], tools: Tools | None) -> tuple[Message, ...]:
     """The messages with calls, results and the functions as plain text."""
-    if tools is None and not any("tool_call_id" in m or "tool_calls" in m for m in messages):
-        return tuple(messages)
     found: list[Message] = []
     results = False
     for message in messages:
