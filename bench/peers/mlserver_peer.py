@@ -11,7 +11,7 @@ import os
 import onnxruntime
 from mlserver import MLModel, MLServer, ModelSettings, Settings
 from mlserver.codecs import NumpyCodec
-from mlserver.types import InferenceRequest, InferenceResponse
+from mlserver.types import InferenceRequest, InferenceResponse, MetadataTensor
 
 MODEL, PORT = os.environ["PEER_MODEL"], int(os.environ["PEER_PORT"])
 BATCH = int(os.environ["PEER_BATCH"])
@@ -49,7 +49,11 @@ async def main() -> None:
         )
     )
     batching = {"max_batch_size": BATCH, "max_batch_time": 0.001} if BATCH else {}
-    await server.start([ModelSettings(name="m", implementation=Model, **batching)])
+    declared = {
+        "inputs": [MetadataTensor(name="x", datatype="FP32", shape=[-1, 30])],
+        "outputs": [MetadataTensor(name="probabilities", datatype="FP32", shape=[-1, 2])],
+    }
+    await server.start([ModelSettings(name="m", implementation=Model, **declared, **batching)])
 
 
 if __name__ == "__main__":
