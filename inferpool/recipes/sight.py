@@ -94,6 +94,7 @@ class Way:
     name: int
     box: Array
     step: Array
+    best: float = 0.0  # score
     hits: int = 1
     unseen: int = 0
     centres: list[tuple[float, float]] = field(default_factory=list)
@@ -116,7 +117,7 @@ class Follower:
         self._continue(found[~sure], [path for path in self.alive if path.unseen])
         for box in left:
             self._made += 1
-            self.alive.append(Way(self._made, box[:4], np.zeros(4)))
+            self.alive.append(Way(self._made, box[:4], np.zeros(4), float(box[4])))
         gone = [p for p in self.alive if p.unseen >= (FORGET if p.hits >= CONFIRM else 2)]
         self.ended += [path for path in gone if path.hits >= CONFIRM]
         self.alive = [path for path in self.alive if all(path is not item for item in gone)]
@@ -139,14 +140,15 @@ class Follower:
             if i not in taken and j not in used:
                 taken.add(i)
                 used.add(j)
-                _move(paths[i], found[j, :4])
+                _move(paths[i], found[j])
         return [box for j, box in enumerate(found) if j not in used]
 
 
 def _move(path: Way, box: Array) -> None:
-    before = path.box - path.step
+    before, score, box = path.box - path.step, float(box[4]), box[:4]
     path.step = 0.7 * path.step + 0.3 * (box - before) / max(1, path.unseen)
     path.box, path.unseen, path.hits = box, 0, path.hits + 1
+    path.best = max(path.best, score)
     path.centres.append((float(box[0] + box[2]) / 2, float(box[1] + box[3]) / 2))
 
 

@@ -43,7 +43,8 @@ DECISIONS: Final = 8
 AGREE: Final = 2e-6  # pool against the engine in this process, relative
 CALLS: Final = 100
 SMALL_CALLS: Final = 20
-DOUBT: Final = (0.2, 0.5)  # a frame with a box of such a score goes to a person
+DOUBT: Final = (0.2, 0.5)  # a box of such a score is doubtful
+NEVER_SURE: Final = 0.6  # a track whose best box has less goes to a person, once
 IDENTIFIERS: Final = {
     "vehicle": "WVWZZZ1JZXW000001",
     "place": "51.43861 N, 0.94389 W",
@@ -242,11 +243,11 @@ def _decided(
 
 
 def verdict(boxes: Array) -> str:
-    """What is said of a frame: how many of what, or that a person should look."""
+    """What is said of a frame: how many of what, and how many boxes are doubtful."""
     sure = boxes[boxes[:, 4] >= DOUBT[1]]
     names = [sight.NAMES[int(number)] for number in sure[:, 5]]
     counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nobody"
-    return counts if len(sure) == len(boxes) else f"{counts}; doubtful: a person looks"
+    return counts if len(sure) == len(boxes) else f"{counts}; {len(boxes) - len(sure)} doubtful"
 
 
 def _trace(row: Array) -> dict[str, Any]:
@@ -270,8 +271,8 @@ def _followed(boxes: Sequence[Array], served: Sequence[Served], seconds: float) 
         people.step(found[person])
         others.step(found[~person])
     counts = np.array([(found[:, 4] >= sight.SURE).sum() for found in boxes])
-    doubtful = [found[(found[:, 4] >= DOUBT[0]) & (found[:, 4] < DOUBT[1])] for found in boxes]
     tracks = people.confirmed()
+    unsure = sum(path.best < NEVER_SURE for path in tracks)
     lengths = sorted(path.hits for path in tracks)
     longest = sorted(tracks, key=lambda path: -path.hits)[:4]
     return {
@@ -282,11 +283,8 @@ def _followed(boxes: Sequence[Array], served: Sequence[Served], seconds: float) 
             ["frames", str(len(boxes))],
             ["frames a second, through the pool", f"{len(boxes) / seconds:.1f}"],
             ["boxes in a frame, mean", f"{counts.mean():.2f}"],
-            [
-                "frames with a doubtful box, for a person",
-                f"{np.mean([len(d) > 0 for d in doubtful]):.1%}",
-            ],
             ["tracks of people", str(len(tracks))],
+            [f"of them never above a score of {NEVER_SURE:g}, for a person", str(unsure)],
             ["frames of such a track, median", f"{np.median(lengths):.0f}" if lengths else "-"],
             ["tracks of vehicles", str(len(others.confirmed()))],
             [f"answers later than {1000 * FRAME_S:g} ms", str(sum(item.local for item in served))],
