@@ -7,7 +7,7 @@ RUN := $(BIN)/python -m
 PYTEST := $(RUN) pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check bench bench-gateway bench-routing chaos recipes docs lock test-browser test-ray test-anvil test-postgres openai-suite test-clients test-x402-npm setup setup-test clean
+.PHONY: help demo up test check bench bench-gateway bench-routing chaos soak-payments recipes docs lock test-browser test-ray test-anvil test-postgres openai-suite test-clients test-x402-npm setup setup-test clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 15
@@ -51,6 +51,9 @@ bench-gateway: setup-test ## measure the gateway beside its upstream: bare, with
 .PHONY: bench-serving
 bench-serving: setup-test ## measure the node as a server, beside peers: PEERS="--peer mosec=PYTHON"
 	@$(RUN) bench.serving $(PEERS)
+
+soak-payments: setup-test ## 10,000 paid requests, 32 in flight on one channel: none may fail
+	@$(RUN) bench.soak_payments
 
 chaos: setup-test ## 200 streams by real processes while nodes are killed every few seconds
 	@$(RUN) tests.faults.chaos 200

@@ -131,8 +131,7 @@ class Reconciler:
             self._lost[record.request_id] = record
             self.ledger.save_attempt(record)
         for node in nodes:
-            channel = treasury.known(node.address)
-            if channel is not None:
+            for channel in self.ledger.channels_of(node.address):
                 try:
                     await self.ask(node, channel)
                 except InferpoolError as error:

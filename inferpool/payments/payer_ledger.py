@@ -189,6 +189,10 @@ class PayerLedger:
         """Store an account; of its key only the hash is kept."""
         return self.keys.add_account(key, account, created_ms)
 
+    def channels_of(self, node: bytes) -> list[PayerChannel]:
+        """All channels with a node, also those that are on their way out."""
+        return [channel for owner, channel in self.channels.values() if owner == node]
+
     def account(self, key: str) -> tuple[bytes, Account] | None:
         """The account of a valid API key, with its id."""
         return self.keys.account(key)

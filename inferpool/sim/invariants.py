@@ -109,6 +109,31 @@ def check_exposure(gateway: SimGateway, nodes: Iterable[SimNode], peaks: dict[by
         )
 
 
+async def check_thefts(
+    chain: MemoryChain,
+    gateways: Iterable[SimGateway],
+    nodes: dict[str, SimNode],
+    peaks: dict[bytes, int],
+) -> None:
+    """On chain: whatever a node claims, a payer loses no more than what was in flight at once, and
+    the window's slack."""
+    for gateway in gateways:
+        caps = gateway.gateway.treasury.caps
+        for _, channel in gateway.gateway.ledger.channels.values():
+            theirs = _theirs(channel.channel_id, nodes.values())
+            charged = max(channel.charged, theirs.earned if theirs else 0)
+            slack = min(caps.window_units, charged) if caps.window > 1 else 0
+            peak = max(peaks.get(channel.channel_id, 0), channel.peak)
+            claimed = (await chain.channel(channel.channel_id)).total_claimed
+            require(
+                claimed - charged <= peak + slack,
+                "a thief gets no more than what was in flight, and the window's slack",
+                claimed=claimed,
+                charged=charged,
+                peak=peak,
+            )
+
+
 def _theirs(channel_id: bytes, nodes: Iterable[SimNode]) -> PayeeChannel | None:
     """The payee's side of a channel, wherever it is."""
     for node in nodes:

@@ -13,6 +13,7 @@ from inferpool.chain.memory import MemoryChain
 from inferpool.clock import Clock, LoopClock, SkewedClock
 from inferpool.protocol.errors import InferpoolError
 from inferpool.sim import invariants
+from inferpool.sim.cheats import Leech, finalize, steal, withdraw
 from inferpool.sim.clients import Client
 from inferpool.sim.loop import run_virtual
 from inferpool.sim.parts import SimGateway, SimNode, key_of
@@ -21,6 +22,7 @@ from inferpool.transport.faulty import FaultyTransport, RandomFaults
 
 EPOCH_MS: Final = 1_800_000_000_000
 FUNDS: Final = 10**9  # base units that each gateway's payer starts with
+WITHDRAW_DELAY_S: Final = 901.0
 REST_S: Final = 400.0  # long enough for the last late receipt to be fetched
 
 
@@ -35,6 +37,7 @@ class Options:
     clients: int = 4  # for each gateway
     faults: float = 1.0
     limit_pico_usd: int | None = None
+    cheats: bool = False  # payers that take what they can, a node that claims all, withdrawals
     window: int = 1  # maxima that a voucher may cover, as both sides allow it
 
 
@@ -47,6 +50,9 @@ class Report:
     checks: int = 0
     charged_pico_usd: int = 0
     claimed_base_units: int = 0
+    withdrawals: int = 0
+    leeched: int = 0  # answers that cheating payers got, each of them paid
+    repelled: int = 0
     digest: str = ""
 
 
@@ -61,6 +67,7 @@ class World:
         self._chain = MemoryChain(lambda: clock.now_ms() // 1000)
         self._report = Report()
         self._peaks: dict[bytes, int] = {}
+        self._leeches: list[Leech] = []
         self._nodes = {f"http://node-{i}.sim": self._node(i, clock) for i in range(options.nodes)}
         self._gateways = [
             SimGateway(
@@ -109,7 +116,9 @@ class World:
             for gateway in self._gateways
             for _ in range(self._options.clients)
         ]
+        self._leeches = self._cheats() if self._options.cheats else []
         jobs = [asyncio.create_task(client.run(until_s)) for client in clients]
+        jobs += [asyncio.create_task(leech.run(until_s)) for leech in self._leeches]
         chaos = asyncio.create_task(self._chaos(until_s))
         try:
             while not all(job.done() for job in jobs):
@@ -143,6 +152,8 @@ class World:
                 return
             if random.random() < 0.5:
                 await self._claim()
+            if self._options.cheats:
+                await self._cheat(random)
             if random.random() >= self._options.faults:
                 continue
             if random.random() < 0.3:
@@ -156,6 +167,50 @@ class World:
             await victim.crash()
             await asyncio.sleep(random.uniform(0.1, 3.0))
             await victim.start()
+
+    def _cheats(self) -> list[Leech]:
+        """One cheating payer at each node."""
+        return [
+            Leech(node, self._chain, key_of(self._options.seed, f"leech-{i}"), self._child())
+            for i, node in enumerate(self._nodes.values())
+        ]
+
+    def _thief(self) -> SimNode:
+        """The node that claims all that was signed."""
+        return next(iter(self._nodes.values()))
+
+    async def _cheat(self, random: Random) -> None:
+        """The thief claims; now and then a payer withdraws; nodes look at the chain, as they do
+        every fifteen seconds."""
+        thief = self._thief()
+        for gateway in self._gateways:
+            invariants.check_exposure(gateway, self._nodes.values(), self._peaks)
+        await steal(thief, key_of(self._options.seed, f"{thief.name}/node"), self._chain)
+        if random.random() < 0.3:
+            self._report.withdrawals += await withdraw(random.choice(self._gateways), random)
+        for node in self._nodes.values():
+            if node.machine.up:
+                await node.claimer.watch_once()
+        await invariants.check_thefts(self._chain, self._gateways, self._nodes, self._peaks)
+
+    async def _all_out(self) -> None:
+        """At rest: honest nodes have claimed all that they earned, whoever cheated or withdrew,
+        before any money leaves; and payers have back what is left."""
+        thief = self._thief()
+        await asyncio.sleep(WITHDRAW_DELAY_S)
+        for gateway in self._gateways:
+            await finalize(gateway)
+        for node in self._nodes.values():
+            for channel in node.node.ledger.channels.values():
+                state = await self._chain.channel(channel.channel_id)
+                facts = {"earned": channel.earned, "claimed": state.total_claimed}
+                invariants.require(
+                    state.total_claimed == channel.earned or node is thief,
+                    "an honest node has what it earned",
+                    **facts,
+                )
+        self._report.leeched = sum(leech.answers for leech in self._leeches)
+        self._report.repelled = sum(leech.refused for leech in self._leeches)
 
     async def _hang(self, random: Random) -> None:
         """An engine stops in the middle of its answers while its front end beats on, until somebody
@@ -186,7 +241,9 @@ class World:
             invariants.check_gateway(gateway)
             invariants.check_exposure(gateway, nodes, self._peaks)
             invariants.check_both_disks(gateway, nodes)
-        invariants.check_chain(self._chain, FUNDS * len(self._gateways))
+        minted = FUNDS * len(self._gateways)
+        minted += sum(leech.deposit for leech in self._leeches if leech.paid_in)
+        invariants.check_chain(self._chain, minted)
 
     async def _rest(self, clients: list[Client]) -> None:
         for gateway in self._gateways:
@@ -202,9 +259,12 @@ class World:
             for node in self._nodes.values()
             for channel in node.node.ledger.channels.values()
         ]
-        invariants.require(
-            all(channel.claimed == channel.earned for channel in channels), "all is claimed"
-        )
+        if self._options.cheats:
+            await self._all_out()
+        else:
+            invariants.require(
+                all(channel.claimed == channel.earned for channel in channels), "all is claimed"
+            )
         for client in clients:
             self._report.outcomes += client.outcomes
         self._report.charged_pico_usd = sum(channel.total_pico_usd for channel in channels)
@@ -213,9 +273,8 @@ class World:
     async def _ask(self, gateway: SimGateway) -> None:
         """Fetch late receipts over a pipe without faults."""
         for node in gateway.gateway.directory.nodes.values():
-            channel = gateway.gateway.treasury.known(node.address)
-            if channel is not None:
-                node.transport = self._nodes[node.offer.endpoints[0].url].transport()
+            node.transport = self._nodes[node.offer.endpoints[0].url].transport()
+            for channel in gateway.gateway.ledger.channels_of(node.address):
                 await gateway.gateway.reconciler.ask(node, channel)
 
     def _digest(self) -> str:

@@ -22,6 +22,7 @@ from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.payments.payer import PayerChannel
 from inferpool.payments.window import Window
+from inferpool.protocol.errors import Refused
 from inferpool.protocol.receipt import Receipt
 from inferpool.protocol.voucher import Voucher
 from inferpool.sim.clients import BrokenAnswer
@@ -38,6 +39,16 @@ def test_the_money_rules_hold_while_everything_breaks(seed: int, window: int) ->
     assert sum(report.crashes.values()) >= 3
     assert report.outcomes["chat"] > 50
     assert report.outcomes["continued"] > 5
+    assert report.claimed_base_units > 0
+
+
+@pytest.mark.parametrize(("seed", "window"), [(11, 1), (12, 8)])
+def test_cheats_and_withdrawals_take_no_more_than_their_bounds(seed: int, window: int) -> None:
+    """Payers replay, forge and withdraw, a node claims all that was signed, and all may crash."""
+    report = simulate(Options(seed=seed, seconds=60.0, window=window, cheats=True, faults=0.5))
+    assert report.withdrawals >= 1
+    assert report.leeched >= 5
+    assert report.repelled >= 20
     assert report.claimed_base_units > 0
 
 
@@ -181,3 +192,22 @@ def test_a_broken_rule_is_seen(
     with pytest.raises((Violated, AssertionError, BrokenAnswer)):
         for seed in range(1, 9):
             simulate(Options(seed=seed, seconds=40.0, window=1 + seed % 2 * 7))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "broken"),
+    [
+        (PayeeChannel, "check_signature", lambda _: lambda self, voucher: None),
+        (Window, "limit", trusts_strangers),
+    ],
+    ids=["forged vouchers taken", "a window for a thief"],
+)
+def test_a_cheat_that_gets_through_is_seen(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, broken: Callable[..., object]
+) -> None:
+    """The same among cheats: what lets one of them through breaks a rule, or is no money: then
+    the chain refuses it."""
+    monkeypatch.setattr(owner, name, broken(getattr(owner, name)))
+    with pytest.raises((Violated, AssertionError, Refused)):
+        for seed in range(11, 15):
+            simulate(Options(seed=seed, seconds=30.0, window=8, cheats=True, faults=0.0))
