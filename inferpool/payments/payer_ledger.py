@@ -125,7 +125,7 @@ _ROW = (
 )
 _CHANNEL_ROW = (
     *("channel_id", "node", "config", "decimals"),
-    *("balance", "total_pico_usd", "signed_max", "base_pico_usd", "lane"),
+    *("balance", "total_pico_usd", "signed_max", "base_pico_usd", "lane", "booked_seq"),
 )
 
 
@@ -156,10 +156,10 @@ class PayerLedger:
 
     def _load_channel(self, row: Row[Any]) -> PayerChannel:
         query = select(ATTEMPTS.c.seq).where(
-            ATTEMPTS.c.channel_id == row.channel_id, ATTEMPTS.c.seq > 0
+            ATTEMPTS.c.channel_id == row.channel_id, ATTEMPTS.c.seq > row.booked_seq
         )
         booked = {found.seq for found in self.journal.read(query)}
-        following = 1
+        following = row.booked_seq + 1
         while following in booked:
             booked.remove(following)
             following += 1
@@ -264,6 +264,7 @@ class PayerLedger:
             str(channel.signed_max),
             str(channel.base_pico_usd),
             self.lane,
+            channel.next_seq - 1,
         )
         return Write(self._save_channel, values, channel_id)
 

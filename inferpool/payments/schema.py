@@ -134,6 +134,8 @@ PAYER_CHANNELS: Final = Table(
     Column("signed_max", _AMOUNT, nullable=False),
     Column("base_pico_usd", _AMOUNT, nullable=False),
     Column("lane", String(64), nullable=False, server_default=""),  # the process that signs in it
+    # Receipts up to this one are booked, without a gap: a start reads those beyond it.
+    Column("booked_seq", BigInteger, nullable=False, server_default="0"),
 )
 
 ATTEMPTS: Final = Table(

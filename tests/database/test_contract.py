@@ -18,7 +18,7 @@ from inferpool.payments.budget import Account
 from inferpool.payments.database import Location, open_engine
 from inferpool.payments.journal import SqlJournal, Statement, Write, upsert
 from inferpool.payments.payer_ledger import AttemptRecord, PayerLedger
-from inferpool.payments.schema import ACCOUNTS, METADATA
+from inferpool.payments.schema import ACCOUNTS, METADATA, PAYER_CHANNELS
 from inferpool.payments.usage import Window, usage_of
 from inferpool.protocol.errors import Refused
 from inferpool.protocol.lifecycle import AttemptState
@@ -271,3 +271,28 @@ def test_a_url_that_names_no_database_of_ours_is_refused(url: str) -> None:
     with pytest.raises(Refused) as caught:
         open_engine(url)
     assert (caught.value.code, caught.value.param) == ("bad_config", "gateway.db")
+
+
+async def test_a_start_reads_only_what_is_booked_beyond_a_gap(location: Location) -> None:
+    journal = SqlJournal(location)
+    ledger = PayerLedger(journal, CHAIN_ID)
+    channel = payer_channel(HUGE)
+    await ledger.save_channel(NODE.address, channel)
+    for seq in (1, 2, 3, 5, 6):
+        channel.authorise(name(seq), 50, AUTHORIZER)
+        made = honest_receipt(seq, seq, charged_total_pico_usd=9_000_000 * seq)
+        record = AttemptRecord.of(attempt(seq), f"req_{seq}", "consumer")
+        record.move(AttemptState.SENT)
+        channel.book(made)
+        record.settle(signed(made))
+        await ledger.save_attempt(record, channel)
+    assert [row.booked_seq for row in journal.read(select(PAYER_CHANNELS))] == [3]
+    journal.close()
+    engine = open_engine(location)
+    with engine.begin() as connection:  # an archive may take what lies before
+        connection.execute(text("DELETE FROM attempts WHERE seq < 3"))
+    engine.dispose()
+    journal = SqlJournal(location)
+    found = PayerLedger(journal, CHAIN_ID).channels[CHANNEL_ID][1]
+    assert (found.next_seq, found.booked_ahead) == (4, {5, 6})
+    journal.close()
