@@ -70,7 +70,10 @@ def _case(case: Mapping[str, Any]) -> str:
     if "calibration" in case:
         points = [(item["said"], item["happened"]) for item in case["calibration"]]
         error = case["expected_calibration_error"]
-        parts.append(f"<h3>Calibration</h3><p>Expected error {error:.4f}.</p>")
+        meant = ""
+        if case.get("calibration_of") == "number":
+            meant = " The share of truths below the number and each twentieth of known residuals."
+        parts.append(f"<h3>Calibration</h3><p>Expected error {error:.4f}.{meant}</p>")
         parts.append(svg.calibration(points))
     if "band" in case:
         parts.append(_band(case["band"]))

@@ -97,6 +97,7 @@ def _trust(case: Case, sample: Sample, scores: Array) -> dict[str, Any]:
         )
         facts["calibration"] = [asdict(item) for item in found]
         facts["expected_calibration_error"] = calibration.expected_error(found)
+        facts["calibration_of"] = "probability" if case.probability else "number"
     if "band" in sample:
         event = truth if case.probability else (truth >= case.threshold).astype(int)
         low, high = map(float, sample["band"])
