@@ -205,7 +205,7 @@ ERRORS: list[Any] = [
         "unsupported_parameter",
         "audio",
     ),
-    ({"n": 2}, openai.BadRequestError, 400, "unsupported_parameter", "n"),
+    ({"n": 9}, openai.BadRequestError, 400, "invalid_request", "n"),
     (
         {"extra_body": {"mirostat": 2}},
         openai.BadRequestError,
