@@ -8,6 +8,7 @@ loses, at most, one payment to a payee that never answers, or whose book went do
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from inferpool.chain.base import Chain, Transfer
@@ -29,6 +30,7 @@ class OneOffs:
     def __init__(self, terms: Terms, chain: Chain, ledger: PayeeLedger, least: int) -> None:
         self._terms, self._chain, self._ledger, self._least = terms, chain, ledger, least
         self._running: dict[Key, PayeeChannel | None] = {}  # None: its transfer is on the way
+        self._settling: dict[Key, asyncio.Task[PaidTransfer]] = {}  # also where the caller left
 
     def amount(self, maximum: int) -> int:
         """Base units that one request costs this way; 0 where it cannot be paid so."""
@@ -46,16 +48,19 @@ class OneOffs:
         self._check(payment, maximum)
         key = (transfer.holder, transfer.nonce)
         running = self._running.get(key)
-        if key in self._running and (running is None or running.held):
+        in_use = key in self._running and (running is None or running.held)
+        # One whose answer is signed and not on disk yet is used up too.
+        channel_id = self._config(transfer).channel_id(self._terms.chain_id)
+        if in_use or key in self._settling or self._ledger.saving(channel_id):
             raise PaymentRequired(
                 "This one-off payment is being used for a request now.", code="payment_used"
             )
         self._forget()
-        if len(self._running) >= TRANSFERS_AT_ONCE:
+        if len(self._running.keys() | self._settling.keys()) >= TRANSFERS_AT_ONCE:
             raise RateLimited("Too many one-off payments at once; try again.", retry_after_s=1)
         self._running[key] = None
         try:
-            paid = self._ledger.transfer(*key) or await self._settle(transfer, now_ms)
+            paid = self._ledger.transfer(*key) or await self._settled(key, transfer, now_ms)
             if paid.request_id:
                 raise PaymentRequired(
                     "This one-off payment bought an answer before; sign another one.",
@@ -89,6 +94,13 @@ class OneOffs:
             wrong = f"amount and value must be {amount} base units"
         if wrong:
             raise PaymentRequired(_REASON.format(wrong), code="payment_terms")
+
+    async def _settled(self, key: Key, transfer: Transfer, now_ms: int) -> PaidTransfer:
+        """Once it is sent it is booked, even where the caller leaves meanwhile."""
+        task = asyncio.create_task(self._settle(transfer, now_ms), name="settle a one-off payment")
+        self._settling[key] = task
+        task.add_done_callback(lambda _: self._settling.pop(key))
+        return await asyncio.shield(task)
 
     async def _settle(self, transfer: Transfer, now_ms: int) -> PaidTransfer:
         try:

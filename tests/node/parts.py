@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -160,6 +161,20 @@ async def world() -> AsyncIterator[World]:
         yield made
     finally:
         await made.pipe.close()
+
+
+def held_up(made: World, call: str) -> tuple[asyncio.Event, asyncio.Event]:
+    """Let the node's next transactions of a kind wait: tells that one began, waits for the word."""
+    chain, begun, go = made.node.node.gate._chain, asyncio.Event(), asyncio.Event()
+    send = getattr(chain, call)
+
+    async def late(*arguments: Any) -> Any:
+        begun.set()
+        await go.wait()
+        return await send(*arguments)
+
+    setattr(chain, call, late)
+    return begun, go
 
 
 @dataclass

@@ -8,11 +8,22 @@ from typing import Any
 
 import pytest
 
+from inferpool.payments import x402
 from inferpool.payments.earnings import Rates, report
 from inferpool.payments.earnings_book import read_book
 from inferpool.protocol import headers
 from inferpool.protocol.encoding import from_base64, sha256
-from tests.node.parts import CHAT, INFER, Answer, Payer, World, chat_body, tensor_body, world
+from tests.node.parts import (
+    CHAT,
+    INFER,
+    Answer,
+    Payer,
+    World,
+    chat_body,
+    held_up,
+    tensor_body,
+    world,
+)
 
 PRICE = 200  # the least of a one-off payment here; the requests' own maxima are below it
 
@@ -145,3 +156,34 @@ async def test_all_of_it_is_earned() -> None:
         assert found.unclaimed == 0
         assert found.gas_wei > 0
         assert list(found.by_payer) == [payer.channel.config.to_wire()["payer"]]
+
+
+async def test_an_answer_that_is_not_on_disk_yet_has_used_its_payment() -> None:
+    async with world() as made:
+        payer = await buyer(made)
+        transfer = payer.transfer(PRICE)
+        made.node.journal._delay_s = 20
+        first = asyncio.create_task(buy(payer, transfer))
+        await asyncio.sleep(30)  # of the loop's own time: the payment is on disk, its receipt not
+        assert not first.done()
+        assert (await buy(payer, transfer)).code == "payment_used"
+        assert (await first).status == 200
+
+
+async def test_a_caller_who_leaves_while_its_payment_is_mined_can_come_again() -> None:
+    async with world() as made:
+        payer = await buyer(made)
+        transfer = payer.transfer(PRICE)
+        begun, mined = held_up(made, "transfer_authorized")
+        payment = x402.parse_payment(payer.paid_once(transfer)[0][1])
+        assert isinstance(payment, x402.ExactPayment)
+        one_offs = made.node.node.gate.one_offs
+        left = asyncio.create_task(one_offs.admit(payment, payer.next_id(), 100, 0))
+        await begun.wait()
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        assert (await buy(payer, transfer)).code == "payment_used", "it is on the way"
+        mined.set()
+        await asyncio.sleep(1)
+        assert (await buy(payer, transfer)).status == 200
+        assert await balance(made) == PRICE, "it was paid once"
