@@ -193,6 +193,7 @@ class PaymentGate:
             )
         await self.refresh(channel)
         if channel.balance == 0:
+            self._fresh.discard(channel_id)  # anybody can name channels without end
             raise PaymentRequired(
                 "The channel holds no money on the chain; deposit first.", code="channel_not_found"
             )

@@ -35,6 +35,7 @@ class PayeeChannel:
     reported: int = 0  # base units that the payer was told of
     seq: int = 0  # receipts signed
     closing: bool = False  # the payer started a withdrawal
+    paying_back: bool = False  # a refund is under way, whatever the chain says meanwhile
     held: dict[bytes, int] = field(default_factory=dict)  # request id -> maximum
     held_total: int = 0
     prepaid: dict[bytes, int] = field(default_factory=dict)  # maxima reported before their work
@@ -75,6 +76,11 @@ class PayeeChannel:
         if self.closing:
             raise PaymentRequired(
                 "The payer asked to withdraw this channel; open another.", code="channel_closing"
+            )
+        if self.paying_back:
+            raise PaymentRequired(
+                "A refund of this channel is under way; try again after it.",
+                code="channel_closing",
             )
         amount = voucher.max_claimable
         if amount > self.balance:

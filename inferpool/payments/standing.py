@@ -145,7 +145,9 @@ class Channels:
         self, channel: PayeeChannel, amount: int | None
     ) -> tuple[TransactionReceipt, int]:
         channel_id = channel.channel_id
-        channel.closing = True  # no new work while money moves
+        if channel.paying_back:
+            raise Refused("a refund of this channel is under way; try again")
+        channel.paying_back = True  # no new work while money moves
         try:
             if channel.held:
                 raise Refused("requests are in flight on this channel; try again")
@@ -158,6 +160,8 @@ class Channels:
             mined = await self._chain.refund(channel.config, amount or standing.free)
             return mined, amount or standing.free
         finally:
+            channel.closing = True  # until the chain was read anew
+            channel.paying_back = False
             await self._gate.refresh(channel)
 
     async def listed(self, body: bytes) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Any
 
 from inferpool.payments import x402
 from inferpool.protocol import headers
+from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.voucher import Voucher, voucher_digest
-from tests.node.parts import Answer, Payer, World, world
+from tests.node.parts import CHAT, Answer, Payer, World, chat_body, held_up, world
 
 REFUND = "/inferpool/refund"
 
@@ -77,3 +78,30 @@ async def test_nothing_moves_while_a_request_is_in_flight() -> None:
         await stream.close()
         await asyncio.sleep(5)
         assert await held(made, payer) == 0
+
+
+async def test_nothing_is_served_while_money_moves_whatever_makes_the_chain_be_read() -> None:
+    async with world() as made:
+        payer = await made.payer()
+        await payer.chat()
+        begun, mined = held_up(made, "refund")
+        asked = asyncio.create_task(ask(payer))
+        await begun.wait()
+        above = Voucher(payer.channel.channel_id, payer.channel.balance + 1, bytes(65))
+        job = ChatRequest.parse(chat_body()).job
+        pairs = payer.paid(job, payer.next_id(), voucher=above)
+        refused = await made.send("POST", CHAT, pairs, chat_body())
+        assert refused.status == 402, "and the channel was read anew"
+        assert (await payer.chat()).code == "channel_closing"
+        assert (await ask(payer)).status == 429, "of two refunds one is sent"
+        mined.set()
+        assert (await asked).status == 200
+
+
+async def test_channels_without_money_leave_nothing_behind() -> None:
+    async with world() as made:
+        for number in range(3):
+            stranger = await made.payer(deposit=0, salt=bytes([number]) * 32)
+            stranger.channel.balance = 10_000
+            assert (await stranger.chat()).code == "channel_not_found"
+        assert not made.node.node.gate._fresh
