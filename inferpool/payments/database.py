@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Table, create_engine, event, inspect, text
+from sqlalchemy import Connection, Table, create_engine, event, inspect, select, text, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -23,7 +23,7 @@ from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateColumn
 from sqlalchemy.sql import ClauseElement
 
-from inferpool.payments.schema import METADATA
+from inferpool.payments.schema import ACCOUNTS, METADATA
 from inferpool.protocol.errors import Refused, Unavailable
 
 POSTGRESQL: Final = "postgresql"
@@ -147,8 +147,28 @@ def _migrate(connection: Connection) -> None:
         indexes = {item["name"] for item in present.get_indexes(table.name)}
         for index in table.indexes:
             if index.name not in indexes:
+                if index.name == "accounts_by_name":
+                    _tell_apart(connection)
                 index.create(connection)
     connection.commit()
+
+
+def _tell_apart(connection: Connection) -> None:
+    """Accounts of one name, which earlier versions let be: the oldest keeps it, with the usage that
+    is kept under it; the others go by a part of their id too. No name is ever given out twice."""
+    table = ACCOUNTS.c
+    query = select(table.key_hash, table.name).order_by(table.created_ms, table.key_hash)
+    rows = connection.execute(query).all()
+    known, met = {row.name for row in rows}, set[str]()
+    for row in rows:
+        name, digits = row.name, 8
+        while name in met or (name != row.name and name in known):
+            name = f"{row.name[:48]}.{row.key_hash.hex()[:digits]}"
+            digits += 1
+        met.add(name)
+        if name != row.name:
+            mine = update(ACCOUNTS).where(table.key_hash == row.key_hash)
+            connection.execute(mine.values(name=name))
 
 
 def begin_writing(connection: Connection) -> None:

@@ -189,3 +189,23 @@ async def test_a_memory_crash_loses_exactly_what_was_not_committed() -> None:
     assert spent(again) == [1]
     await again.write([account_write(statement, 5)])
     assert spent(again) == [1, 5]
+
+
+def test_accounts_of_one_name_in_an_earlier_version_s_book_are_told_apart(tmp_path: Path) -> None:
+    """A second key of the home made a second account `default` there, and names are unique now."""
+    path = tmp_path / "ledger.sqlite"
+    SqlJournal(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP INDEX accounts_by_name")
+        connection.executemany(
+            "INSERT INTO accounts (key_hash, name, limit_pico_usd, spent_pico_usd, created_ms)"
+            " VALUES (?, ?, NULL, '7', ?)",
+            [(b"b" * 32, "default", 2), (b"a" * 32, "default", 1), (b"c" * 32, "other", 3)],
+        )
+    connection.close()
+    journal = SqlJournal(path)
+    names = {row.key_hash[:1]: row.name for row in journal.read(select(ACCOUNTS))}
+    assert names == {b"a": "default", b"b": "default.62626262", b"c": "other"}
+    assert spent(journal) == [7, 7, 7]
+    journal.close()
+    SqlJournal(path).close()  # and nothing is left to be done
