@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.preferences import trust
 from inferpool.gateway.router import Allows, Candidate
-from inferpool.payments.budget import Account
+from inferpool.payments.budget import Account, Purse
 from inferpool.payments.fees import fee_up
 from inferpool.payments.rates import Header, Rate
 from inferpool.payments.rules import PERCENT, Rules
@@ -41,8 +41,8 @@ class SharedLimits(Protocol):
         """A request begins. Raises RateLimited."""
         ...
 
-    def end(self, account: Account) -> None:
-        """It ended."""
+    def end(self, purses: Sequence[Purse]) -> None:
+        """One that began on these ended."""
         ...
 
     async def reserve(self, account: Account, client_id: str, pico_usd: int) -> bool:
@@ -93,7 +93,7 @@ class Caller:
         self, now_ms: int, shared: SharedLimits | None = None
     ) -> AsyncIterator[None]:
         """While a request of it is served. Raises RateLimited, Unavailable."""
-        rates, account = self.rates, self.account
+        rates, account, purses = self.rates, self.account, self.account.purses
         self.shared = shared if shared is not None and shared.concerns(account) else None
         if self.shared is not None:
             await self.shared.begin(account)
@@ -108,7 +108,7 @@ class Caller:
             for rate in rates:
                 rate.end()
             if self.shared is not None:
-                self.shared.end(account)
+                self.shared.end(purses)
 
     async def take_tokens(self, units: int, now_ms: int) -> None:
         """Count expected tokens, to be corrected at the end. Raises RateLimited, Unavailable."""

@@ -96,7 +96,9 @@ class SharedBook:
     _backs: dict[bytes, Counter[str]] = field(default_factory=dict)  # to be given back
     _held: dict[bytes, int] = field(default_factory=dict)  # as this lane's rows say
     _running: dict[bytes, int] = field(default_factory=dict)
-    _mine: dict[tuple[bytes, str], int] = field(default_factory=dict)  # by account and request
+    # What was granted, by account and request. With the owners that it counts against: a key may
+    # change its team meanwhile, and what the old one lent goes back to the old one.
+    _mine: dict[tuple[bytes, str], list[tuple[list[bytes], int]]] = field(default_factory=dict)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _works: set[asyncio.Future[None]] = field(default_factory=set)
@@ -145,9 +147,9 @@ class SharedBook:
         if ask.refused:
             raise self._late(ask)
 
-    def end(self, account: Account) -> None:
-        """It ended."""
-        self._give_back(account, running=1)
+    def end(self, purses: Sequence[Purse]) -> None:
+        """One that began on these ended."""
+        self._give_back([purse.owner for purse in purses], running=1)
 
     async def read(self, account: Account) -> None:
         """Learn what the others spent and hold now."""
@@ -159,14 +161,20 @@ class SharedBook:
         if ask.refused:
             return False
         key = (account.owner, client_id)
-        self._mine[key] = self._mine.get(key, 0) + pico_usd
+        self._mine.setdefault(key, []).append((_owners(ask), pico_usd))
         return True
 
     def release(self, account: Account, client_id: str) -> None:
         """What was reserved for a request is free again, once its bill is on disk."""
-        pico_usd = self._mine.pop((account.owner, client_id), 0)
-        if pico_usd:
-            self.keys.when_spent(account, lambda: self._give_back(account, held=pico_usd))
+        granted = self._mine.pop((account.owner, client_id), None)
+        if not granted:
+            return
+
+        def free() -> None:
+            for owners, pico_usd in granted:
+                self._give_back(owners, held=pico_usd)
+
+        self.keys.when_spent(account, free)
 
     async def take_tokens(self, account: Account, units: int) -> None:
         """Count expected tokens. Raises RateLimited, Unavailable."""
@@ -178,7 +186,7 @@ class SharedBook:
 
     def correct_tokens(self, account: Account, units: int) -> None:
         """Count more, or fewer where negative."""
-        self._give_back(account, tokens=-units)
+        self._give_back([purse.owner for purse in account.purses], tokens=-units)
 
     async def _asked(
         self, account: Account, pico_usd: int = 0, requests: int = 0, tokens: int = 0
@@ -192,16 +200,17 @@ class SharedBook:
         try:
             await asyncio.shield(future)
         except asyncio.CancelledError:  # its caller left: what it is granted yet goes back
-            future.add_done_callback(lambda done: self._undo(account, ask, done))
+            future.add_done_callback(lambda done: self._undo(ask, done))
             raise
         for purse, standing in zip(purses, ask.told, strict=True):
             _learn(purse, standing)
         return ask
 
-    def _undo(self, account: Account, ask: Ask, done: asyncio.Future[None]) -> None:
+    def _undo(self, ask: Ask, done: asyncio.Future[None]) -> None:
         granted = not done.cancelled() and done.exception() is None and not ask.refused
         if granted:
-            self._give_back(account, held=ask.pico_usd, running=ask.requests, tokens=ask.tokens)
+            amounts = {"held": ask.pico_usd, "running": ask.requests, "tokens": ask.tokens}
+            self._give_back(_owners(ask), **amounts)
 
     @staticmethod
     def _late(ask: Ask) -> InferpoolError:
@@ -211,9 +220,9 @@ class SharedBook:
         most = limits.requests if ask.refused == "requests" else limits.tokens
         return late(f"{most} {ask.refused} a minute", ask.wait_ms)
 
-    def _give_back(self, account: Account, **amounts: int) -> None:
-        for purse in account.purses:
-            self._backs.setdefault(purse.owner, Counter()).update(amounts)
+    def _give_back(self, owners: Sequence[bytes], **amounts: int) -> None:
+        for owner in owners:
+            self._backs.setdefault(owner, Counter()).update(amounts)
         self._news.set()
 
     # -- the two tasks ---------------------------------------------------------------------------
@@ -388,6 +397,10 @@ def _limits(purse: Purse) -> Limits:
         tokens=rules.tokens_per_minute,
         concurrent=rules.concurrent,
     )
+
+
+def _owners(ask: Ask) -> list[bytes]:
+    return [limits.owner for limits in ask.limits]
 
 
 def _learn(purse: Purse, standing: Standing) -> None:

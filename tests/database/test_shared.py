@@ -16,6 +16,7 @@ from sqlalchemy import select, update
 from inferpool.clock import SystemClock
 from inferpool.daemon.shared import adopt
 from inferpool.daemon.workers import Worker
+from inferpool.gateway.admission import Caller
 from inferpool.home import Home
 from inferpool.payments.access import Access
 from inferpool.payments.budget import Account
@@ -154,7 +155,7 @@ async def test_requests_tokens_and_those_at_once_are_counted_together(location: 
         for _ in range(4):  # it does not matter whose request ended, but who says so
             for at, side in enumerate(made):
                 if side.book._running.get(known[at]["wide"].owner):
-                    side.book.end(known[at]["wide"])
+                    side.book.end(known[at]["wide"].purses)
                     await side.book.read(known[at]["wide"])
         assert sum(await asyncio.gather(*(tried("wide", i) for i in range(30)))) == 4
         made[1].book.correct_tokens(known[1]["long"], -50)
@@ -285,6 +286,32 @@ async def test_who_takes_a_lane_again_holds_nothing_of_the_dead_one(location: Lo
         assert not await made[1].book.reserve(await made[1].account("web"), "req_4", 1)
         rows = again.journal.read(select(RESERVED))
         assert {row.lane: row.held for row in rows} == {"lane-0": str(2 * ONE), "lane-1": "0"}
+
+
+async def test_what_a_team_lent_comes_back_to_it_where_the_key_has_left_it(
+    location: Location,
+) -> None:
+    async with sides(location, 2) as made:
+        rules = {"budget_usd": "0.000003", "concurrent": 1}
+        for name in ("old", "new"):
+            await made[0].access.create_team({"name": name, **rules})
+        for name, team in (("web", "old"), ("bot", "old"), ("app", "new")):
+            await made[0].access.create({"name": name, "team": team})
+        account, caller = await made[0].account("web"), Caller(b"", await made[0].account("web"))
+        async with caller.admitted(0, made[0].book):
+            assert await made[0].book.reserve(account, "req_1", 2 * ONE)
+            await made[0].access.limit("web", {"team": "new"})
+            # In the other team something runs too, and that is still counted at the end.
+            assert await made[0].book.reserve(await made[0].account("app"), "req_2", 2 * ONE)
+            await made[0].book.begin(await made[0].account("app"))
+        made[0].book.release(account, "req_1")
+        await made[0].book.read(account)
+        bot, app = await made[1].account("bot"), await made[1].account("app")
+        assert await made[1].book.reserve(bot, "req_3", 3 * ONE)
+        await made[1].book.begin(bot)
+        assert not await made[1].book.reserve(app, "req_4", 2 * ONE)
+        with pytest.raises(RateLimited):
+            await made[1].book.begin(app)
 
 
 # -- real processes ------------------------------------------------------------------------------
