@@ -320,7 +320,9 @@ class Gateway:
         finally:
             self.flights.serving.discard(client_id)
             caller.correct_tokens(hold.units - expected)
-            if hold.complete or not self.flights.pending(client_id):
+            # A walk-in that was told an error pays nothing, whatever its nodes charge later.
+            forgiven = caller.walk_in is not None and caller.walk_in.failed
+            if hold.complete or forgiven or not self.flights.pending(client_id):
                 await asyncio.shield(self._end(caller, client_id))
             elif caller.walk_in is not None and self.walk_ins is not None:
                 self.walk_ins.waiting[client_id] = caller.walk_in

@@ -257,6 +257,23 @@ async def test_a_node_that_dies_in_mid_answer_is_nothing_to_the_walk_in() -> Non
         assert payer.channel.total_pico_usd == receipt.charge_pico_usd
 
 
+async def test_an_error_frees_the_payment_though_its_node_never_speaks_again() -> None:
+    async with pool(sells=True) as made:
+        payer = await walker(made)
+        price = await payer.price(CHAT, chat_body(max_tokens=40))
+
+        async def kill() -> None:
+            await asyncio.sleep(0.5)
+            await made.nodes[0].crash()
+
+        killer = asyncio.create_task(kill())
+        failed = await payer.chat(price, max_tokens=40)
+        await killer
+        assert failed.status in (502, 503)
+        assert made.gateway.gateway.flights.unresolved, "it may have charged the gateway"
+        at_rest(made)
+
+
 async def test_one_off_payments_buy_answers_at_a_gateway() -> None:
     from tests.node.parts import Payer as Buyer
 
