@@ -165,8 +165,12 @@ class Crew:
             )
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LAST_PAUSE_S)
-            with suppress(Unavailable):  # it ended again, which the next round sees
+            try:
                 await self.start()
+            except Unavailable:  # it ended again, which the next round sees
+                pass
+            except OSError as error:  # no process now, for whatever reason
+                _LOG.error("worker %d cannot be started: %s", self.worker.number, error)
 
     async def stop(self) -> None:
         """End it: its input first, then a signal."""

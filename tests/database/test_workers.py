@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import httpx
 import pytest
 from sqlalchemy import create_engine, text
 
+from inferpool.daemon.workers import Crew, Worker
 from inferpool.payments.database import Location
 from inferpool.protocol.encoding import parse
 from inferpool.protocol.voucher import ChannelConfig
@@ -243,3 +245,32 @@ def test_a_retry_that_comes_to_another_worker_is_answered_once_more_and_billed_o
             # A stranger who says that it is a neighbour is a client like any other.
             sent = {"inferpool-neighbour": "0x" + "00" * 24 + " 1", "idempotency-key": "once"}
             assert client.post(url, json=other, headers=sent).status_code == 401
+
+
+async def test_a_worker_that_cannot_be_started_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As while an upgrade replaces the interpreter, or where no process is left to be had."""
+    interpreter = tmp_path / "python"
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    pipe = subprocess.PIPE
+    handle, other = os.pipe()
+    first = subprocess.Popen(["true"], stdin=pipe, stdout=pipe)
+    crew = Crew(Worker(1, 2, handle), first)
+    keeping = asyncio.create_task(crew.keep())
+    try:
+        while "cannot be started" not in caplog.text and not keeping.done():  # noqa: ASYNC110 - another's progress
+            await asyncio.sleep(0.01)
+        assert not keeping.done()
+        fresh = tmp_path / "fresh"
+        fresh.write_text("#!/bin/sh\necho '{}'\nexec cat\n")
+        fresh.chmod(0o700)
+        fresh.replace(interpreter)
+        while crew.process is first:  # noqa: ASYNC110 - the same
+            await asyncio.sleep(0.01)
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        await crew.stop()
+        os.close(handle)
+        os.close(other)
