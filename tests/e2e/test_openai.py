@@ -271,9 +271,10 @@ def test_malformed_json(pool: Running, body: bytes) -> None:
     assert shape(answer.json())["code"] == "invalid_json"
 
 
-def test_no_key_and_unknown_paths(pool: Running) -> None:
+def test_unknown_keys_and_paths(pool: Running) -> None:
+    """Without any key a caller of this pool may pay by x402; see `test_x402.py`."""
     url = f"{pool.url()}/v1/chat/completions"
-    answer = httpx.post(url, content=b"{}")
+    answer = httpx.post(url, content=b"{}", headers={"Authorization": "Bearer no-such-key"})
     assert (answer.status_code, shape(answer.json())["code"]) == (401, "invalid_api_key")
     answer = httpx.get(url)
     assert (answer.status_code, shape(answer.json())["code"]) == (405, "method_not_allowed")
