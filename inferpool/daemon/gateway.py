@@ -30,7 +30,7 @@ from inferpool.gateway.capital import Capital
 from inferpool.gateway.control import CapitalControls
 from inferpool.gateway.directory import Directory
 from inferpool.gateway.gateway import Gateway
-from inferpool.gateway.neighbours import Neighbours
+from inferpool.gateway.neighbours import KNOWN_S, Neighbours
 from inferpool.gateway.route_book import RouteBook
 from inferpool.gateway.treasury import Treasury
 from inferpool.gateway.walk_ins import ACCOUNT as WALK_INS
@@ -104,7 +104,7 @@ async def serve_gateway(config: Config, home: Home, worker: Worker) -> None:
         controls = CapitalControls(capital)
         if payee is not None:
             controls.sales, controls.claimer = payee.channels, payee.claimer
-        beside, neighbours = _beside(lane, worker, door)
+        beside, neighbours = await _beside(lane, worker, door)
         app = GatewayApp(gateway, home.secret("control-token"), anyone, controls, neighbours)
         facts: dict[str, object] = {
             **door.facts(),
@@ -221,16 +221,22 @@ def _closing(
     return close
 
 
-def _beside(
+async def _beside(
     lane: Lane | None, worker: Worker, door: Door
 ) -> tuple[list[socket.socket], Neighbours | None]:
-    """Where the other workers of this machine reach this one, told them by its next renewal."""
+    """Where the other workers of this machine reach this one; all of them know it from here on.
+
+    Else a request that came here could come again to one that does not ask here, and be billed
+    twice.
+    """
     if lane is None or worker.of == 1:
         return [], None
     found = listen("127.0.0.1", 0, "--port")
     scheme = "http" if door.tls is None else "https"
     lane.tls_spki = b"" if door.tls is None else door.spki
     lane.url = f"{scheme}://127.0.0.1:{found.getsockname()[1]}"
+    await asyncio.to_thread(lane.announce)
+    await asyncio.sleep(KNOWN_S)
     return [found], Neighbours(lane, _dial_neighbour)
 
 

@@ -28,7 +28,7 @@ from inferpool.transport.base import Response, Transport
 
 _LOG = logging.getLogger("inferpool.neighbours")
 _SAID_MAX: Final = 1 << 26
-_KNOWN_S: Final = 1.0  # who lives is read again after that time
+KNOWN_S: Final = 1.0  # who lives is read again after that time
 _OWN: Final = {b"host", b"connection", b"content-length", b"transfer-encoding", b"expect"}
 _TOLD_BY_SERVER: Final = {b"connection", b"transfer-encoding", b"date", b"server", b"keep-alive"}
 
@@ -42,20 +42,20 @@ class Neighbours:
     lane: Lane
     open_transport: OpenTransport
     _known: list[Neighbour] = field(default_factory=list)
-    _known_s: float = -_KNOWN_S
+    _known_s: float = -KNOWN_S
     _pipes: dict[tuple[str, bytes], Transport] = field(default_factory=dict)
 
     async def living(self) -> Sequence[Neighbour]:
         """Who lives, in the order of their lanes."""
         now_s = self.lane.monotonic()
-        if now_s - self._known_s >= _KNOWN_S:
-            self._known_s = now_s
+        if now_s - self._known_s >= KNOWN_S:
             try:
                 found = await asyncio.to_thread(self.lane.neighbours)
             except Exception as error:  # the book is away: as it was
                 _LOG.info("the neighbours cannot be read: %s", error)
                 return self._known
             self._known = [item for item in found if item.place == self.lane.place]
+            self._known_s = max(self._known_s, now_s)  # only now: nobody goes by an older list
         return self._known
 
     def asks(self, request: HttpRequest) -> str | None:

@@ -114,6 +114,14 @@ class Lane:
         self.lost()
         return False
 
+    def announce(self) -> None:
+        """Say at once how this process is reached, and not only by the next renewal."""
+        asked_s = self.monotonic()
+        with self.engine.begin() as connection:
+            held = self.renew(connection)
+        if held:
+            self.renewed(asked_s)
+
     def renewed(self, asked_s: float) -> None:
         """A renewal that was asked for at that time is committed."""
         self._until_s = asked_s + LANE_VALID_MS / 1000

@@ -232,6 +232,19 @@ async def test_a_lane_is_one_processs_and_a_second_one_waits_for_its_end(
         made[0].journal.close()
 
 
+async def test_how_a_process_is_reached_is_known_at_once(location: Location) -> None:
+    """Not by its next renewal: until then a retry would be billed again by who does not know it."""
+    async with sides(location, 2) as (one, other):
+        one.book.lane.url = "http://127.0.0.1:1"
+        one.book.lane.announce()
+        assert [found.url for found in other.book.lane.neighbours()] == ["http://127.0.0.1:1"]
+        thief = Lane(one.journal.engine, "lane-0", "here", lambda: None)
+        assert thief.take() == 0
+        one.book.lane.announce()
+        assert not one.book.lane.held
+        assert one.lost == ["lane-0"]
+
+
 async def test_who_was_followed_writes_nothing_any_more(location: Location) -> None:
     async with sides(location, 1) as made:
         before = made[0]
