@@ -70,7 +70,6 @@ class _Rules:
     def __init__(self) -> None:
         self._rules: dict[str, str] = {}
         self._names: dict[str, str] = {}
-        self._schema = Schema(Literals(("null",)))
 
     def all(self, root: str) -> dict[str, str]:
         """Every rule, the root first."""
@@ -91,8 +90,14 @@ class _Rules:
 
     def schema(self, schema: Schema) -> str:
         """The body of the rule of a schema."""
-        self._schema, self._names = schema, {}
-        return self._body(schema.root)
+        self._names = {}
+        root = self._body(schema.root)
+        done = 0
+        while done < len(self._names):  # one after another: a chain of them is deeper than a stack
+            name, rule = list(self._names.items())[done]
+            self._rules[rule] = self._body(schema.definitions[name])
+            done += 1
+        return root
 
     def _rule(self, body: str) -> str:
         name = f"r{len(self._rules)}"
@@ -127,8 +132,7 @@ class _Rules:
 
     def _named(self, node: Named) -> str:
         if node.name not in self._names:
-            name = self._names[node.name] = self._rule("")  # named before it names itself
-            self._rules[name] = self._body(self._schema.definitions[node.name])
+            self._names[node.name] = self._rule("")  # what it is comes later
         return self._names[node.name]
 
     def _members(self, node: Members) -> str:

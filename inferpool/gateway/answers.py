@@ -40,7 +40,9 @@ class Delivered:
     counted: int = 0  # output units by the receipt, of a node that tells no ids
     text: bool = False  # or calls
     calls: bool = False
-    held_text: str = ""  # that came from this leg, and the client has not
+    held_text: list[str] = field(
+        default_factory=list
+    )  # that came from this leg, and the client has not
     held_calls: list[CallDelta] = field(default_factory=list)
     finish: str | None = None
     billed_pico_usd: int = 0
@@ -53,7 +55,7 @@ class Delivered:
     def begin(self, node: bytes) -> None:
         """A leg begins: what the one before left behind is forgotten."""
         self.node, self.pending, self.tokens = node, [], []
-        self.held_text, self.held_calls = "", []
+        self.held_text, self.held_calls = [], []
 
     def forget(self) -> None:
         """Begin again: the client has nothing of it. What was billed stays billed."""

@@ -223,7 +223,8 @@ class TextRun:
         for piece in together:
             delivered.pending += piece.ids
             delivered.tokens += piece.tokens
-            delivered.held_text += piece.text
+            if piece.text:
+                delivered.held_text.append(piece.text)
             delivered.held_calls += piece.calls
             if not self._holds(service):
                 await self._pass_on()
@@ -243,8 +244,8 @@ class TextRun:
         delivered = self.delivered
         if not delivered.held_text and not delivered.held_calls:
             return
-        text, calls = delivered.held_text, delivered.held_calls
-        delivered.held_text, delivered.held_calls = "", []
+        text, calls = "".join(delivered.held_text), delivered.held_calls
+        delivered.held_text, delivered.held_calls = [], []
         delivered.text, delivered.calls = True, delivered.calls or bool(calls)
         delivered.ids += delivered.pending
         delivered.pending = []

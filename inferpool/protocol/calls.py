@@ -27,33 +27,36 @@ class CallDelta:
 def delta_objects(calls: Iterable[CallDelta], prefix: str) -> list[dict[str, object]]:
     """`delta.tool_calls` of a chunk; a call's id is the prefix and its index."""
     found: list[dict[str, Any]] = []
+    arguments: list[list[str]] = []  # joined once: a node may cut them into very many
     for call in calls:
         if call.name is None and found and found[-1]["index"] == call.index:
-            found[-1]["function"]["arguments"] += call.arguments
+            arguments[-1].append(call.arguments)
             continue
+        arguments.append([call.arguments])
         if call.name is None:
-            found.append({"index": call.index, "function": {"arguments": call.arguments}})
+            found.append({"index": call.index, "function": {}})
             continue
-        function = {"name": call.name, "arguments": call.arguments}
-        call_id = f"{prefix}{call.index}"
+        call_id, function = f"{prefix}{call.index}", {"name": call.name}
         found.append({"index": call.index, "id": call_id, "type": "function", "function": function})
+    for item, pieces in zip(found, arguments, strict=True):
+        item["function"]["arguments"] = "".join(pieces)
     return found
 
 
 def whole_objects(calls: Iterable[CallDelta], prefix: str) -> list[dict[str, object]]:
     """`message.tool_calls` of a whole answer."""
     names: list[str] = []
-    arguments: list[str] = []
+    arguments: list[list[str]] = []
     for call in calls:
         if call.name is not None:
             names.append(call.name)
-            arguments.append("")
-        arguments[call.index] += call.arguments
+            arguments.append([])
+        arguments[call.index].append(call.arguments)
     return [
         {
             "id": f"{prefix}{index}",
             "type": "function",
-            "function": {"name": name, "arguments": arguments[index]},
+            "function": {"name": name, "arguments": "".join(arguments[index])},
         }
         for index, name in enumerate(names)
     ]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import orjson
+
 from inferpool.protocol import parameters
 from inferpool.protocol.body import fail, flag, integer, read_json, refuse_rest
 from inferpool.protocol.job import Job, Task
@@ -117,8 +119,14 @@ _SHAPES: Final = frozenset({"tools", "tool_choice", "parallel_tool_calls", "resp
 
 
 def _shape(body: dict[str, object]) -> Shape | None:
-    if _SHAPES.isdisjoint(body):
+    asked = sorted(_SHAPES.intersection(body))
+    if not asked:
         return None
+    for name in asked:
+        try:
+            orjson.dumps({name: body[name]})  # it is read deeper than it can be sent on
+        except TypeError:
+            fail(name, f"{name} is nested too deep.")
     tools = take_tools(body)
     json_shape = read_format(body.pop("response_format", None))
     if tools is not None and json_shape is not None:

@@ -102,6 +102,8 @@ def _pair(item: Any) -> tuple[bytes, float]:
 
 
 def _bytes(item: Any) -> bytes:
+    if not isinstance(item["bytes"], list):  # of a number, Python makes so many zeros
+        raise TypeError("a token's bytes are a list")
     return _bounded(bytes(item["bytes"]))
 
 

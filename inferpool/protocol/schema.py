@@ -310,7 +310,8 @@ class _Reading:
         parts = value.split("/") if isinstance(value, str) else []
         if len(parts) != 3 or parts[0] != "#" or parts[1] not in ("$defs", "definitions"):
             self._refuse(path, "must be # or #/$defs/NAME")
-        if parts[2] not in (self._value.get(parts[1]) or {}):
+        definitions = self._value.get(parts[1])
+        if not isinstance(definitions, dict) or parts[2] not in definitions:
             self._refuse(path, "names no definition")
         return Named("/".join(parts[1:]))
 

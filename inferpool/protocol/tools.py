@@ -194,22 +194,21 @@ def _call(item: object, path: str) -> dict[str, object]:
 def prompt_messages(messages: Sequence[Message], tools: Tools | None) -> tuple[Message, ...]:
     """The messages with calls, results and the functions as plain text."""
     found: list[Message] = []
-    results = False
+    results: list[str] = []  # of one turn, joined once: there may be thousands
     for message in messages:
         role, content = message["role"], str(message["content"])
         if role == "tool":
-            text = f"<tool_response>\n{content}\n</tool_response>"
-            if results:
-                found[-1] = {"role": "user", "content": f"{found[-1]['content']}\n{text}"}
-            else:
-                found.append({"role": "user", "content": text})
-            results = True
+            results.append(f"<tool_response>\n{content}\n</tool_response>")
             continue
-        results = False
+        if results:
+            found.append({"role": "user", "content": "\n".join(results)})
+            results = []
         calls = message.get("tool_calls")
         if isinstance(calls, list):
             content = "\n".join([*([content] if content else []), *map(_call_text, calls)])
         found.append({"role": role, "content": content})
+    if results:
+        found.append({"role": "user", "content": "\n".join(results)})
     if tools is not None:
         text = tools.text()
         if found and found[0]["role"] == "system":

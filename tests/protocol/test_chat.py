@@ -13,6 +13,7 @@ from inferpool.protocol.chat import NO_OPS, SAMPLERS, ChatRequest
 from inferpool.protocol.errors import BadRequest
 from inferpool.protocol.job import Task
 from inferpool.protocol.limits import BODY_CHAT_MAX, MESSAGES_MAX, RESUME_MAX
+from inferpool.protocol.logprobs import read_chat
 from tests.protocol import junk
 
 LEAST: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -323,3 +324,11 @@ def test_log_probabilities_that_are_none(asked: dict[str, Any], param: str) -> N
     with pytest.raises(BadRequest) as refused:
         parse(**asked)
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize("told", [2**62, 2**45, 5, "abc", None, {"0": 1}, [256], [-1], [1.5]])
+def test_the_bytes_of_a_nodes_token_are_a_list_of_bytes(told: object) -> None:
+    """And no number, of which Python would make so many zeros: more than there is memory."""
+    token = {"bytes": told, "logprob": -1.0, "top_logprobs": []}
+    with pytest.raises((ValueError, TypeError)):
+        read_chat({"content": [token]})

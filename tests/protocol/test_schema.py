@@ -308,3 +308,22 @@ def test_formats_refused_by_name(value: Any, place: str) -> None:
     with pytest.raises(BadRequest) as refused:
         read_format(value)
     assert refused.value.param == place
+
+
+@pytest.mark.parametrize("definitions", [5, True, "abc", ["a"], None])
+def test_definitions_that_are_no_object_name_nothing(definitions: Any) -> None:
+    with pytest.raises(BadRequest, match="names no definition"):
+        shape_of({"$defs": definitions, "$ref": "#/$defs/a"})
+
+
+def test_a_long_chain_of_definitions_is_a_grammar_like_any_other() -> None:
+    """All of it is within the limits, and yet deeper than Python's stack."""
+    chain: dict[str, Any] = {"d63": {"type": "string"}}
+    for at in range(63):
+        node: dict[str, Any] = {"$ref": f"#/$defs/d{at + 1}"}
+        for _ in range(14):
+            node = {"type": "array", "items": node}
+        chain[f"d{at}"] = node
+    rules = gbnf(shape_of({"$defs": chain, "$ref": "#/$defs/d0"})).splitlines()
+    assert sum('"[" (' in rule for rule in rules) == 63 * 14 + 1, "with the one of any value"
+    assert not any(rule.endswith("::= ") for rule in rules)

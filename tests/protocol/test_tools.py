@@ -21,7 +21,7 @@ from inferpool.protocol.calls import (
 )
 from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.errors import BadRequest
-from inferpool.protocol.tools import Tools
+from inferpool.protocol.tools import Tools, prompt_messages
 
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -234,3 +234,34 @@ def test_deltas_are_read_back() -> None:
                 [{"index": 0, "function": {"arguments": 5}}]):  # fmt: skip
         with pytest.raises((ValueError, LookupError, TypeError, AttributeError)):
             read_deltas(bad)
+
+
+@pytest.mark.parametrize("levels", [240, 253, 300, 500])
+@pytest.mark.parametrize("name", ["tools", "tool_choice", "response_format"])
+def test_what_is_nested_too_deep_to_be_sent_on_is_refused_by_name(name: str, levels: int) -> None:
+    deep = json.loads("[" * levels + "]" * levels)
+    schema = {"type": "object", "properties": {}, "default": deep}
+    function = {"name": "f", "parameters": schema if name == "tools" else {}}
+    asked: dict[str, Any] = {"tools": [{"type": "function", "function": function}]}
+    if name == "tool_choice":
+        asked[name] = {"type": "function", "function": {"name": "f", "more": deep}}
+    if name == "response_format":
+        asked = {name: {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}}
+    body = json.dumps({"model": "m", "messages": [ASK], **asked}).encode()
+    if levels < 250:
+        assert ChatRequest.parse(ChatRequest.parse(body).encode()).shape is not None
+        return
+    with pytest.raises(BadRequest, match=r"deep|not valid JSON") as caught:
+        ChatRequest.parse(body)
+    assert caught.value.param in (name, None)
+
+
+def test_very_many_pieces_cost_no_more_than_their_length() -> None:
+    """Where each copied all before it, these would take longer than the test may."""
+    long, pieces = "x" * 2**25, 50_000
+    calls = [CallDelta(0, "f", long), *[CallDelta(0, None, "y")] * pieces]
+    for made in (delta_objects(calls, "c"), whole_objects(calls, "c")):
+        assert len(made[0]["function"]["arguments"]) == len(long) + pieces  # type: ignore[index]
+    result = {"role": "tool", "tool_call_id": "c0", "content": "z" * 1000}
+    (turn,) = prompt_messages([result] * pieces, None)
+    assert str(turn["content"]).count("<tool_response>") == pieces
