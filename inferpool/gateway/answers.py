@@ -40,9 +40,8 @@ class Delivered:
     counted: int = 0  # output units by the receipt, of a node that tells no ids
     text: bool = False  # or calls
     calls: bool = False
-    held_text: list[str] = field(
-        default_factory=list
-    )  # that came from this leg, and the client has not
+    # What came from this leg, and the client has not:
+    held_text: list[str] = field(default_factory=list)
     held_calls: list[CallDelta] = field(default_factory=list)
     finish: str | None = None
     billed_pico_usd: int = 0
