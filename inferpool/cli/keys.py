@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -27,58 +30,74 @@ Example:  inferpool teams create research --budget-month 100""",
 
 Name = Annotated[str, typer.Argument(help="Name of the key.")]
 TeamName = Annotated[str, typer.Argument(help="Name of the team.")]
-Budget = Annotated[str | None, typer.Option(help="USD in all; 'none' takes the limit away.")]
-BudgetMonth = Annotated[str | None, typer.Option(help="USD in a calendar month (UTC).")]
-BudgetDay = Annotated[str | None, typer.Option(help="USD on a day (UTC).")]
-Requests = Annotated[str | None, typer.Option(help="Requests a minute.")]
-Tokens = Annotated[str | None, typer.Option(help="Tokens a minute, prompt and output.")]
-Concurrent = Annotated[str | None, typer.Option(help="Requests at once.")]
-Models = Annotated[list[str] | None, typer.Option("--model", help="A model it may use; repeat.")]
-MaxIn = Annotated[str | None, typer.Option(help="Dearest price in, USD per million units.")]
-MaxOut = Annotated[str | None, typer.Option(help="Dearest price out, USD per million units.")]
-MaxRequest = Annotated[str | None, typer.Option(help="Most that one request may cost, USD.")]
-MinTrust = Annotated[
-    str | None, typer.Option(help="Least trust in a node, 0 to 100, by this gateway's experience.")
-]
+Rules = dict[str, object]  # in place of which `ruled` puts their options
 InTeam = Annotated[str | None, typer.Option("--team", help="Team that it belongs to.")]
 
 
-def rules_of(
-    budget: str | None,
-    budget_month: str | None,
-    budget_day: str | None,
-    requests: str | None,
-    tokens: str | None,
-    concurrent: str | None,
-    models: list[str] | None,
-    max_in: str | None,
-    max_out: str | None,
-    max_request: str | None,
-    min_trust: str | None,
-) -> dict[str, object]:
-    """The members that were given; 'none' becomes null, which takes a limit away."""
-    texts = {
-        "budget_usd": budget,
-        "budget_month_usd": budget_month,
-        "budget_day_usd": budget_day,
-        "max_in_usd_per_million": max_in,
-        "max_out_usd_per_million": max_out,
-        "max_request_usd": max_request,
-    }
-    counts = {
-        "requests_per_minute": requests,
-        "tokens_per_minute": tokens,
-        "concurrent": concurrent,
-        "min_trust_percent": min_trust,
-    }
-    found: dict[str, object] = {
-        name: None if text == "none" else text for name, text in texts.items() if text is not None
-    }
-    for name, text in counts.items():
-        if text is not None:
-            found[name] = None if text == "none" else _count(name, text)
-    if models:
-        found["models"] = None if models == ["none"] else models
+def _option(about: str) -> Any:
+    return Annotated[str | None, typer.Option(help=about)]
+
+
+# Parameter -> the rule that it sets, and the option that gives it.
+RULES: Final[dict[str, tuple[str, Any]]] = {
+    "budget": ("budget_usd", _option("USD in all; 'none' takes the limit away.")),
+    "budget_month": ("budget_month_usd", _option("USD in a calendar month (UTC).")),
+    "budget_day": ("budget_day_usd", _option("USD on a day (UTC).")),
+    "requests": ("requests_per_minute", _option("Requests a minute.")),
+    "tokens": ("tokens_per_minute", _option("Tokens a minute, prompt and output.")),
+    "concurrent": ("concurrent", _option("Requests at once.")),
+    "model": (
+        "models",
+        Annotated[list[str] | None, typer.Option("--model", help="A model it may use; repeat.")],
+    ),
+    "max_in": (
+        "max_in_usd_per_million",
+        _option("Dearest price in, USD per million units."),
+    ),
+    "max_out": (
+        "max_out_usd_per_million",
+        _option("Dearest price out, USD per million units."),
+    ),
+    "max_request": ("max_request_usd", _option("Most that one request may cost, USD.")),
+    "min_trust": (
+        "min_trust_percent",
+        _option("Least trust in a node, 0 to 100, by this gateway's experience."),
+    ),
+}
+_COUNTS: Final = {"requests_per_minute", "tokens_per_minute", "concurrent", "min_trust_percent"}
+
+
+def ruled(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of all rules; it gets what was given as `rules`."""
+
+    @wraps(command)
+    def with_rules(**given: Any) -> None:
+        command(rules=rules_of({name: given.pop(name) for name in RULES}), **given)
+
+    parameters: list[Parameter] = []
+    for own in signature(command, eval_str=True).parameters.values():
+        if own.name != "rules":
+            parameters.append(own)
+            continue
+        parameters += [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=option)
+            for name, (_, option) in RULES.items()
+        ]
+    kept = [item.replace(kind=Parameter.KEYWORD_ONLY) for item in parameters]
+    vars(with_rules)["__signature__"] = Signature(kept)
+    with_rules.__annotations__ = {item.name: item.annotation for item in kept}
+    return with_rules
+
+
+def rules_of(given: Mapping[str, str | list[str] | None]) -> dict[str, object]:
+    """The rules that were given; 'none' becomes null, which takes a limit away."""
+    found: dict[str, object] = {}
+    for name, value in given.items():
+        rule, _ = RULES[name]
+        if value in ("none", ["none"]):
+            found[rule] = None
+        elif value is not None and value != []:
+            found[rule] = _count(rule, str(value)) if rule in _COUNTS else value
     return found
 
 
@@ -112,27 +131,15 @@ Examples:
 
 
 @app.command("create", help=CREATE)
+@ruled
 def create(
     name: Name,
+    *,
     team: InTeam = None,
-    budget: Budget = None,
-    budget_month: BudgetMonth = None,
-    budget_day: BudgetDay = None,
-    requests: Requests = None,
-    tokens: Tokens = None,
-    concurrent: Concurrent = None,
-    model: Models = None,
-    max_in: MaxIn = None,
-    max_out: MaxOut = None,
-    max_request: MaxRequest = None,
-    min_trust: MinTrust = None,
+    rules: Rules,
     as_json: AsJson = False,
 ) -> None:
     """Make one."""
-    rules = rules_of(
-        budget, budget_month, budget_day, requests, tokens, concurrent, model, max_in, max_out,
-        max_request, min_trust,
-    )  # fmt: skip
     body = {"name": name, **({"team": team} if team else {}), **rules}
     _new_key(_ask("POST", "keys", body), as_json)
 
@@ -230,27 +237,15 @@ Examples:
 
 
 @app.command("limit", help=LIMIT)
+@ruled
 def limit(
     name: Name,
+    *,
     team: InTeam = None,
-    budget: Budget = None,
-    budget_month: BudgetMonth = None,
-    budget_day: BudgetDay = None,
-    requests: Requests = None,
-    tokens: Tokens = None,
-    concurrent: Concurrent = None,
-    model: Models = None,
-    max_in: MaxIn = None,
-    max_out: MaxOut = None,
-    max_request: MaxRequest = None,
-    min_trust: MinTrust = None,
+    rules: Rules,
     as_json: AsJson = False,
 ) -> None:
     """Change one."""
-    rules = rules_of(
-        budget, budget_month, budget_day, requests, tokens, concurrent, model, max_in, max_out,
-        max_request, min_trust,
-    )  # fmt: skip
     if team is not None:
         rules["team"] = None if team == "none" else team
     _shown(_ask("POST", f"keys/{_part(name)}/limit", rules), as_json)
@@ -263,26 +258,13 @@ def limit(
     "create",
     help="Make a team.\n\nExample:  inferpool teams create research --budget-month 100",
 )
+@ruled
 def create_team(
     name: TeamName,
-    budget: Budget = None,
-    budget_month: BudgetMonth = None,
-    budget_day: BudgetDay = None,
-    requests: Requests = None,
-    tokens: Tokens = None,
-    concurrent: Concurrent = None,
-    model: Models = None,
-    max_in: MaxIn = None,
-    max_out: MaxOut = None,
-    max_request: MaxRequest = None,
-    min_trust: MinTrust = None,
+    rules: Rules,
     as_json: AsJson = False,
 ) -> None:
     """Make one."""
-    rules = rules_of(
-        budget, budget_month, budget_day, requests, tokens, concurrent, model, max_in, max_out,
-        max_request, min_trust,
-    )  # fmt: skip
     _shown(_ask("POST", "teams", {"name": name, **rules}), as_json)
 
 
@@ -309,24 +291,11 @@ def show_team(name: TeamName, as_json: AsJson = False) -> None:
     help="Change a team's limits; 'none' takes one away.\n\n"
     "Example:  inferpool teams limit research --budget-month 200",
 )
+@ruled
 def limit_team(
     name: TeamName,
-    budget: Budget = None,
-    budget_month: BudgetMonth = None,
-    budget_day: BudgetDay = None,
-    requests: Requests = None,
-    tokens: Tokens = None,
-    concurrent: Concurrent = None,
-    model: Models = None,
-    max_in: MaxIn = None,
-    max_out: MaxOut = None,
-    max_request: MaxRequest = None,
-    min_trust: MinTrust = None,
+    rules: Rules,
     as_json: AsJson = False,
 ) -> None:
     """Change one."""
-    rules = rules_of(
-        budget, budget_month, budget_day, requests, tokens, concurrent, model, max_in, max_out,
-        max_request, min_trust,
-    )  # fmt: skip
     _shown(_ask("POST", f"teams/{_part(name)}/limit", rules), as_json)
