@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from random import Random
@@ -53,7 +54,7 @@ class Rule(Protocol):
         ...
 
 
-class Plain:
+class Plain(ABC):
     """What the simple rules have in common: who lives, and how much is in flight."""
 
     def __init__(self, machines: list[Machine], random: Random) -> None:
@@ -71,8 +72,9 @@ class Plain:
         best = int(np.argmin(marks))
         return None if marks[best] == np.inf else self._machines[best]
 
+    @abstractmethod
     def _marks(self, now_s: float, tokens_in: int) -> Any:
-        raise NotImplementedError
+        """A mark for each machine."""
 
     def began(self, machine: Machine) -> None:
         """See Rule."""
