@@ -31,6 +31,12 @@ Example:  inferpool teams create research --budget-month 100""",
 Name = Annotated[str, typer.Argument(help="Name of the key.")]
 TeamName = Annotated[str, typer.Argument(help="Name of the team.")]
 Rules = dict[str, object]  # in place of which `ruled` puts their options
+Expires = Annotated[
+    str | None,
+    typer.Option(
+        help="When the key ends: 30d, 12h, or a day such as 2027-01-31 (UTC); 'none': never."
+    ),
+]
 InTeam = Annotated[str | None, typer.Option("--team", help="Team that it belongs to.")]
 
 
@@ -127,6 +133,8 @@ Examples:
 
   inferpool keys create web --budget-month 20 --requests 600
 
+  inferpool keys create guest --expires 30d --budget 5
+
   inferpool keys create bot --team research --model smollm2-135m-instruct --json"""
 
 
@@ -136,12 +144,17 @@ def create(
     name: Name,
     *,
     team: InTeam = None,
+    expires: Expires = None,
     rules: Rules,
     as_json: AsJson = False,
 ) -> None:
     """Make one."""
-    body = {"name": name, **({"team": team} if team else {}), **rules}
+    body = {"name": name, **({"team": team} if team else {}), **_ends(expires), **rules}
     _new_key(_ask("POST", "keys", body), as_json)
+
+
+def _ends(expires: str | None) -> dict[str, object]:
+    return {} if expires is None else {"expires": None if expires == "none" else expires}
 
 
 def _new_key(made: dict[str, Any], as_json: bool) -> None:
@@ -163,20 +176,32 @@ def list_(as_json: AsJson = False) -> None:
 
 
 def _table(items: list[dict[str, Any]], column: str) -> None:
+    ends = ("expires",) if column == "team" else ()
     print_table(
-        ("name", column, "spent", "this month", "today", "limits"),
+        ("name", column, "spent", "this month", "today", *ends, "limits"),
         [
             (
-                item["name"] + (" (revoked)" if item.get("revoked") else ""),
+                item["name"] + _state(item),
                 ", ".join(item[column]) if isinstance(item[column], list) else item[column],
                 f"${item['spent_usd']}",
                 f"${item['spent_month_usd']}",
                 f"${item['spent_day_usd']}",
+                *((_time(item["expires_ms"]),) if "expires_ms" in item else ()),
                 limits_of(item["rules"]),
             )
             for item in items
         ],
     )
+
+
+def _state(item: dict[str, Any]) -> str:
+    return " (revoked)" if item.get("revoked") else " (expired)" if item.get("expired") else ""
+
+
+def _time(at_ms: int | None) -> str:
+    from inferpool.payments.expiry import told_time
+
+    return told_time(at_ms) if at_ms else ""
 
 
 def limits_of(rules: dict[str, Any]) -> str:
@@ -203,10 +228,17 @@ def _shown(found: dict[str, Any], as_json: bool) -> None:
         if name == "rules":
             rows += [(rule, given) for rule, given in value.items() if given not in (None, [], 0)]
         elif name == "keys" and value and isinstance(value[0], dict):
-            rows += [("key", item["shown"] + " revoked" * item["revoked"]) for item in value]
+            rows += [("key", item["shown"] + _ended(item)) for item in value]
+        elif name == "expires_ms":
+            rows.append(("expires", _time(value) or "never"))
         else:
             rows.append((name, ", ".join(value) if isinstance(value, list) else value))
     print_table(("", "value"), rows)
+
+
+def _ended(key: dict[str, Any]) -> str:
+    until = f" until {_time(key['expires_ms'])}" if key["expires_ms"] else ""
+    return " revoked" if key["revoked"] else " expired" if key["expired"] else until
 
 
 @app.command(
@@ -217,14 +249,30 @@ def revoke(name: Name, as_json: AsJson = False) -> None:
     _shown(_ask("POST", f"keys/{_part(name)}/revoke", {}), as_json)
 
 
-@app.command(
-    "rotate",
-    help="Give a new key to an account and end the old one; budget and usage go on.\n\n"
-    "Example:  inferpool keys rotate web",
-)
-def rotate(name: Name, as_json: AsJson = False) -> None:
+ROTATE = """Give a new key to an account and end the old one; budget and usage go on.
+
+The new one lives as long as the old one was given, unless you say otherwise.
+
+Examples:
+
+  inferpool keys rotate web
+
+  inferpool keys rotate web --keep-old 24h --expires 90d"""
+
+
+@app.command("rotate", help=ROTATE)
+def rotate(
+    name: Name,
+    *,
+    keep_old: Annotated[
+        str | None, typer.Option(help="For how long the old key works still, such as 24h.")
+    ] = None,
+    expires: Expires = None,
+    as_json: AsJson = False,
+) -> None:
     """Replace one."""
-    _new_key(_ask("POST", f"keys/{_part(name)}/rotate", {}), as_json)
+    body = {**({"keep_old": keep_old} if keep_old else {}), **_ends(expires)}
+    _new_key(_ask("POST", f"keys/{_part(name)}/rotate", body), as_json)
 
 
 LIMIT = """Change what a key may do; what is not given stays, 'none' takes a limit away.
@@ -242,10 +290,12 @@ def limit(
     name: Name,
     *,
     team: InTeam = None,
+    expires: Expires = None,
     rules: Rules,
     as_json: AsJson = False,
 ) -> None:
     """Change one."""
+    rules |= _ends(expires)
     if team is not None:
         rules["team"] = None if team == "none" else team
     _shown(_ask("POST", f"keys/{_part(name)}/limit", rules), as_json)

@@ -287,14 +287,14 @@ async def _first_account(ledger: PayerLedger, key: str, clock: Clock) -> None:
 
 async def _account(ledger: PayerLedger, key: str, name: str, clock: Clock) -> Caller:
     """The account of a key, opened the first time: of callers without one, or of canaries."""
-    found = ledger.account(key)
+    found = ledger.account(key, clock.now_ms())
     if found is None:
         named = ledger.keys.by_name.get(name)  # of another home that shares the book
         if named is not None:
             await ledger.keys.add_key(key, named, clock.now_ms())
         else:
             await ledger.add_account(key, Account(name, None), clock.now_ms())
-        found = ledger.account(key)
+        found = ledger.account(key, clock.now_ms())
     assert found is not None, "it was just added"
     return Caller(*found)
 

@@ -77,7 +77,7 @@ class Admin:
             case ["keys", name, "revoke"]:
                 return await access.revoke(name)
             case ["keys", name, "rotate"]:
-                return await access.rotate(name)
+                return await access.rotate(name, value)
             case ["teams"]:
                 return await access.create_team(value)
             case ["teams", name, "limit"]:

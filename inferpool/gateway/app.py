@@ -42,6 +42,7 @@ from inferpool.gateway.status import explained, model_object, status, together
 from inferpool.gateway.walk_ins import WalkIns
 from inferpool.metrics import CONTENT_TYPE
 from inferpool.payments.access import Access
+from inferpool.payments.expiry import told_time
 from inferpool.payments.gate import PaymentNeeded
 from inferpool.payments.receipts_page import receipts_page
 from inferpool.protocol import headers, limits
@@ -214,10 +215,11 @@ class GatewayApp:
         """The account behind the API key. Raises Unauthorized."""
         value = request.headers.get(b"authorization", b"").decode("latin-1")
         key = value[7:].strip() if value[:7].lower() == "bearer " else ""
-        found = self._gateway.ledger.account(key) if key else None
+        ledger, now_ms = self._gateway.ledger, self._gateway.clock.now_ms()
+        found = ledger.account(key, now_ms) if key else None
         if found is None and key and self._gateway.shared is not None:
             await self._gateway.shared.catch_up()  # it may be new, of another process
-            found = self._gateway.ledger.account(key)
+            found = ledger.account(key, now_ms)
         if found is not None:
             return Caller(*found)
         if self._anyone is not None and request.is_local():
@@ -225,6 +227,11 @@ class GatewayApp:
         walk_ins = self._gateway.walk_ins
         if walk_ins is not None and not key:
             return walk_ins.caller(request)
+        if key and (ended_ms := ledger.keys.expired_ms(key, now_ms)):
+            raise Unauthorized(
+                f"This API key ended at {told_time(ended_ms)}. Ask who gave it to you for another.",
+                code="key_expired",
+            )
         raise Unauthorized(
             "The API key is unknown; send Authorization: Bearer KEY."
             if key

@@ -6,6 +6,7 @@ nowhere else.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 from collections.abc import Callable, Mapping
@@ -14,7 +15,8 @@ from typing import Any, Final
 
 from inferpool.payments.budget import Account, Purse, Team
 from inferpool.payments.database import is_double
-from inferpool.payments.key_book import KeyBook
+from inferpool.payments.expiry import NEVER, expiry_ms, span_ms
+from inferpool.payments.key_book import ApiKey, KeyBook
 from inferpool.payments.rules import NO_RULES
 from inferpool.protocol.encoding import sha256
 from inferpool.protocol.errors import BadRequest
@@ -34,17 +36,18 @@ class Access:
     random: Callable[[int], bytes] = secrets.token_bytes
 
     async def create(self, value: object) -> dict[str, object]:
-        """A new key: `name`, `team` and rules. Raises BadRequest."""
-        given = _members(value)
+        """A new key: `name`, `team`, `expires` and rules. Raises BadRequest."""
+        given, now = _members(value), self.now_ms()
         name = _name(given.pop("name", None))
         if name in self.book.by_name:
             raise _taken(name)
         team = self._team(given.pop("team", None) or "")
+        expires_ms = expiry_ms(given.pop("expires", None), now)
         rules = NO_RULES.changed(given)
         account = Account(name, rules.total_pico_usd)
-        key, now = self._key(), self.now_ms()
+        key = self._key()
         account_id = sha256(key.encode())
-        added = self.book.add_account(key, account, now)
+        added = self.book.add_account(key, account, now, expires_ms)
         changed = self.book.set_account(account_id, rules, team, now)
         try:
             await added
@@ -73,30 +76,37 @@ class Access:
     def show(self, name: str) -> dict[str, object]:
         """One account with its keys, as far as they are kept. Raises BadRequest(not_found)."""
         account_id, account = self.book.named(name)
-        account.at(self.now_ms())
+        now = self.now_ms()
+        account.at(now)
         keys = self.book.keys_of(account_id)
+        valid = [key for key in keys if not key.ended(now)]
         return {
             "name": name,
             "team": account.team.name if account.team is not None else None,
-            "keys": [
-                {"shown": key.shown, "created_ms": key.created_ms, "revoked": bool(key.revoked_ms)}
-                for key in keys
-            ],
+            "keys": [_shown(key, now) for key in keys],
             "revoked": all(key.revoked_ms for key in keys),
+            "expired": not valid and not all(key.revoked_ms for key in keys),
+            "expires_ms": _last_end(valid or keys),
             **_money(account),
             "running": account.rate.running + account.rate.running_elsewhere,
             "rules": account.rules.to_wire(),
         }
 
     async def limit(self, name: str, value: object) -> dict[str, object]:
-        """Change `team` and rules; null takes one away. Raises BadRequest."""
+        """Change `team`, rules, and when its key ends (`expires`); null takes one away.
+
+        Raises BadRequest.
+        """
         account_id, account = self.book.named(name)
         given = _members(value)
         team = account.team.name if account.team is not None else ""
         if "team" in given:
             team = self._team(given.pop("team") or "")
+        now = self.now_ms()
+        ends = [expiry_ms(given.pop("expires"), now)] if "expires" in given else []
         rules = account.rules.changed(given)
-        await self.book.set_account(account_id, rules, team, self.now_ms())
+        saved = [self.book.set_expiry(account_id, expires_ms) for expires_ms in ends]
+        await asyncio.gather(self.book.set_account(account_id, rules, team, now), *saved)
         return self.show(name)
 
     async def revoke(self, name: str) -> dict[str, object]:
@@ -104,13 +114,28 @@ class Access:
         await self.book.revoke(self.book.named(name)[0], self.now_ms())
         return self.show(name)
 
-    async def rotate(self, name: str) -> dict[str, object]:
-        """A new key of the same account; the old ones end. Budget and usage go on."""
+    async def rotate(self, name: str, value: object) -> dict[str, object]:
+        """A new key of the same account. Budget and usage go on.
+
+        The old ones end now, or after `keep_old`, a time such as 24h: so clients change theirs
+        one after the other. The new one ends at `expires`; where that is not given, after as long
+        a time as the newest old one had. Raises BadRequest.
+        """
         account_id, _ = self.book.named(name)
-        key, now = self._key(), self.now_ms()
-        added = self.book.add_key(key, account_id, now)
-        await self.book.revoke(account_id, now, keep=sha256(key.encode()))
-        await added
+        given, now = _members(value), self.now_ms()
+        keep = given.pop("keep_old", None)
+        old_until_ms = now if keep is None else now + span_ms(keep, "keep_old")
+        if "expires" in given:
+            expires_ms = expiry_ms(given.pop("expires"), now)
+        else:
+            newest = self.book.keys_of(account_id)[-1]
+            life_ms = newest.expires_ms - newest.created_ms
+            expires_ms = now + life_ms if newest.expires_ms else NEVER
+        if given:
+            name = next(iter(given))
+            raise BadRequest(f"Unknown: {name[:64]!r}.", param=name[:64])
+        key = self._key()
+        await self.book.replace(key, account_id, now, expires_ms, old_until_ms)
         return {"key": key, **self.show(name)}
 
     # -- teams ----------------------------------------------------------------------------------
@@ -150,6 +175,22 @@ class Access:
         team: Team = self.book.teams[name]
         await self.book.set_team(name, team.rules.changed(_members(value)), self.now_ms())
         return self.show_team(name)
+
+
+def _shown(key: ApiKey, now_ms: int) -> dict[str, object]:
+    return {
+        "shown": key.shown,
+        "created_ms": key.created_ms,
+        "expires_ms": key.expires_ms or None,
+        "expired": key.expired(now_ms),
+        "revoked": bool(key.revoked_ms),
+    }
+
+
+def _last_end(keys: list[ApiKey]) -> int | None:
+    """When the last of these ends; None where one never does."""
+    ends = [key.expires_ms for key in keys if not key.revoked_ms]
+    return max(ends) if ends and all(ends) else None
 
 
 def _taken(name: str) -> BadRequest:

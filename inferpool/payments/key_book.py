@@ -18,6 +18,7 @@ from sqlalchemy.engine import Row
 
 from inferpool.payments.budget import Account, Purse, Spent, Team
 from inferpool.payments.database import insert
+from inferpool.payments.expiry import NEVER
 from inferpool.payments.journal import Journal, Write, upsert
 from inferpool.payments.rules import NO_RULES, Rules
 from inferpool.payments.schema import (
@@ -59,6 +60,15 @@ class ApiKey:
     shown: str
     created_ms: int
     revoked_ms: int = 0
+    expires_ms: int = NEVER
+
+    def ended(self, now_ms: int) -> bool:
+        """Whether it opens no door now."""
+        return bool(self.revoked_ms) or self.expired(now_ms)
+
+    def expired(self, now_ms: int) -> bool:
+        """Whether its time is over."""
+        return self.expires_ms != NEVER and now_ms >= self.expires_ms
 
 
 def shown(key: str) -> str:
@@ -159,7 +169,12 @@ class KeyBook:
         self.keys.update(
             {
                 row.key_hash: ApiKey(
-                    row.key_hash, row.account, row.shown, row.created_ms, row.revoked_ms
+                    row.key_hash,
+                    row.account,
+                    row.shown,
+                    row.created_ms,
+                    row.revoked_ms,
+                    row.expires_ms,
                 )
                 for row in rows["keys"]
             }
@@ -212,12 +227,19 @@ class KeyBook:
 
     # -- asking ---------------------------------------------------------------------------------
 
-    def account(self, key: str) -> tuple[bytes, Account] | None:
-        """The account of a valid API key, with its id."""
+    def account(self, key: str, now_ms: int) -> tuple[bytes, Account] | None:
+        """The account of an API key that is valid now, with its id."""
         found = self.keys.get(sha256(key.encode()))
-        if found is None or found.revoked_ms:
+        if found is None or found.ended(now_ms):
             return None
         return found.account_id, self.accounts[found.account_id]
+
+    def expired_ms(self, key: str, now_ms: int) -> int:
+        """When a key's time was over, for one that was not revoked; else 0."""
+        found = self.keys.get(sha256(key.encode()))
+        if found is None or found.revoked_ms or not found.expired(now_ms):
+            return NEVER
+        return found.expires_ms
 
     def knows(self, key: str) -> bool:
         """Whether a key was ever added, even where it was revoked since."""
@@ -237,10 +259,12 @@ class KeyBook:
 
     # -- writing --------------------------------------------------------------------------------
 
-    def add_account(self, key: str, account: Account, created_ms: int) -> asyncio.Future[None]:
+    def add_account(
+        self, key: str, account: Account, created_ms: int, expires_ms: int = NEVER
+    ) -> asyncio.Future[None]:
         """Store an account with its first key."""
         account_id = sha256(key.encode())
-        writes = self._new_key(key, account_id, created_ms)
+        writes = self._new_key(key, account_id, created_ms, expires_ms)
         self._add(account_id, account, created_ms)
         return self._write([*writes, *self._account_writes(account_id)])
 
@@ -261,21 +285,51 @@ class KeyBook:
         """One more key of an account."""
         return self._write(self._new_key(key, account_id, created_ms))
 
-    def _new_key(self, key: str, account_id: bytes, created_ms: int) -> list[Write]:
+    def _new_key(
+        self, key: str, account_id: bytes, created_ms: int, expires_ms: int = NEVER
+    ) -> list[Write]:
         if len(self.keys) >= KEYS_MAX:
             raise BadRequest(f"There are {KEYS_MAX} keys already, the most that are kept.")
         key_hash = sha256(key.encode())
-        self.keys[key_hash] = ApiKey(key_hash, account_id, shown(key), created_ms)
-        return [self._key_write(self.keys[key_hash])]
+        made = ApiKey(key_hash, account_id, shown(key), created_ms, expires_ms=expires_ms)
+        self.keys[key_hash] = made
+        return [self._key_write(made)]
 
-    def revoke(self, account_id: bytes, now_ms: int, keep: bytes = b"") -> asyncio.Future[None]:
-        """No key of an account opens the door any more, but `keep`. Its book stays."""
-        writes = []
-        for key in self.keys_of(account_id):
-            if not key.revoked_ms and key.key_hash != keep:
-                key.revoked_ms = now_ms
-                writes.append(self._key_write(key))
+    def revoke(self, account_id: bytes, now_ms: int) -> asyncio.Future[None]:
+        """No key of an account opens the door any more. Its book stays."""
+        return self._write(self._revoked(self.keys_of(account_id), now_ms))
+
+    def _revoked(self, keys: Sequence[ApiKey], now_ms: int) -> list[Write]:
+        valid = [key for key in keys if not key.revoked_ms]
+        for key in valid:
+            key.revoked_ms = now_ms
+        return [self._key_write(key) for key in valid]
+
+    def replace(
+        self, key: str, account_id: bytes, now_ms: int, expires_ms: int, old_until_ms: int
+    ) -> asyncio.Future[None]:
+        """A new key of an account; its earlier ones end at `old_until_ms`, or before where they
+        would have anyway: at once where that is now. In one write: no moment has neither."""
+        earlier = self.keys_of(account_id)
+        writes = self._new_key(key, account_id, now_ms, expires_ms)
+        if old_until_ms <= now_ms:
+            return self._write([*writes, *self._revoked(earlier, now_ms)])
+        for old in earlier:
+            if not old.revoked_ms and (old.expires_ms == NEVER or old.expires_ms > old_until_ms):
+                old.expires_ms = old_until_ms
+                writes.append(self._key_write(old))
         return self._write(writes)
+
+    def set_expiry(self, account_id: bytes, expires_ms: int) -> asyncio.Future[None]:
+        """Another end for an account's newest key that was not revoked.
+
+        Raises BadRequest where all are.
+        """
+        valid = [key for key in self.keys_of(account_id) if not key.revoked_ms]
+        if not valid:
+            raise BadRequest("Its keys are revoked: `rotate` gives it a new one.", param="expires")
+        valid[-1].expires_ms = expires_ms
+        return self._write([self._key_write(valid[-1])])
 
     def set_account(
         self, account_id: bytes, rules: Rules, team: str, now_ms: int
@@ -350,6 +404,7 @@ class KeyBook:
             "shown": key.shown,
             "created_ms": key.created_ms,
             "revoked_ms": key.revoked_ms,
+            "expires_ms": key.expires_ms,
         }
         return Write(self._save_key, values)
 

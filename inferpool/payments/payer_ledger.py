@@ -193,9 +193,9 @@ class PayerLedger:
         """All channels with a node, also those that are on their way out."""
         return [channel for owner, channel in self.channels.values() if owner == node]
 
-    def account(self, key: str) -> tuple[bytes, Account] | None:
-        """The account of a valid API key, with its id."""
-        return self.keys.account(key)
+    def account(self, key: str, now_ms: int) -> tuple[bytes, Account] | None:
+        """The account of an API key that is valid now, with its id."""
+        return self.keys.account(key, now_ms)
 
     def save_channel(self, node: bytes, channel: PayerChannel) -> asyncio.Future[None]:
         """Make a channel durable."""

@@ -97,6 +97,7 @@ API_KEYS: Final = Table(
     Column("shown", String(64), nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Column("revoked_ms", BigInteger, nullable=False),  # 0: valid
+    Column("expires_ms", BigInteger, nullable=False, server_default="0"),  # 0: never
 )
 
 # Rules of accounts and teams.

@@ -6,18 +6,18 @@ Amounts are summed by the database in two exact parts and leave as decimal USD.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import BigInteger, ColumnElement, cast, func, select
 
+from inferpool.payments.expiry import DAY_MS, day_ms
 from inferpool.payments.journal import Journal
 from inferpool.payments.schema import ATTEMPTS
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import BadRequest
 from inferpool.protocol.units import format_usd
 
-DAY_MS: Final = 86_400_000
 _PART: Final = 10**9
 _AMOUNTS: Final = ("billed_pico_usd", "fee_pico_usd", "charge_pico_usd")
 # What each row shows: units, then money. `price` + `fee` = `total`; `charge` is what nodes got.
@@ -42,10 +42,9 @@ def window_of(since: str, until: str) -> Window:
 
 def _day_ms(text: str, param: str) -> int:
     try:
-        day = date.fromisoformat(text)
+        return day_ms(text)
     except ValueError:
         raise BadRequest(f"{param} must be a day such as 2026-11-24.", param=param) from None
-    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1000
 
 
 def _groups() -> dict[str, ColumnElement[Any]]:

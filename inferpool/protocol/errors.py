@@ -48,6 +48,7 @@ CODES: Final[dict[str, tuple[int, str, str]]] = {
     "body_too_large": (413, "invalid_request_error", "The body is over the limit."),
     "unsupported_encoding": (415, "invalid_request_error", "A compressed body is not read."),
     "invalid_api_key": (401, "authentication_error", "The API key is missing or unknown."),
+    "key_expired": (401, "authentication_error", "The API key's time is over."),
     "not_loopback": (403, "permission_error", "Without a key only loopback callers are served."),
     "model_refused": (403, "permission_error", "The API key may not use this model."),
     "payer_refused": (403, "permission_error", "The node's owner does not serve this payer."),

@@ -195,7 +195,7 @@ class SimGateway:
         """Start, or start again with what is on disk."""
         self.journal = MemoryJournal(self.journal.engine, DISK_S)
         ledger = PayerLedger(self.journal, self.chain.chain_id)
-        if ledger.account(API_KEY) is None:
+        if ledger.account(API_KEY, 0) is None:
             await ledger.add_account(API_KEY, Account("client", self.limit_pico_usd), 0)
         payer = key_of(self.seed, f"{self.name}/payer")
         chain = self.chain.with_sender(payer)
@@ -225,9 +225,9 @@ class SimGateway:
     async def _walk_ins(self, ledger: PayerLedger, payer: Key) -> WalkIns:
         key = key_of(self.seed, f"{self.name}/payee")
         nobodys = key.secret.hex()
-        if ledger.account(nobodys) is None:
+        if ledger.account(nobodys, 0) is None:
             await ledger.add_account(nobodys, Account(WALK_INS, None), 0)
-        found = ledger.account(nobodys)
+        found = ledger.account(nobodys, 0)
         assert found is not None, "it was just added"
         terms, book = (
             terms_of(self.chain, payer, key, self.window),

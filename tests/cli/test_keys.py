@@ -58,6 +58,26 @@ def test_keys_and_teams_from_the_command_line(home: Home) -> None:
     assert not any(key in dump for key in (made["key"], rotated["key"], plain.stdout.strip()))
 
 
+def test_a_key_that_ends_and_one_that_gives_way(home: Home) -> None:
+    run = command(home)
+    made = told(run("keys", "create", "guest", "--expires", "30d", "--json"))
+    life_ms = made["expires_ms"] - made["keys"][0]["created_ms"]
+    assert life_ms == 30 * 86_400_000
+    listed = run("keys", "list").stdout
+    assert "expires" in listed
+    assert "UTC" in listed
+    rotated = told(run("keys", "rotate", "guest", "--keep-old", "24h", "--json"))
+    assert [item["revoked"] for item in rotated["keys"]] == [False, False]
+    assert rotated["keys"][0]["expires_ms"] < rotated["keys"][1]["expires_ms"]
+    assert "until" in run("keys", "show", "guest").stdout
+    forever = told(run("keys", "limit", "guest", "--expires", "none", "--json"))
+    assert forever["expires_ms"] is None
+    for wrong in ("soon", "0d", "2001-01-01"):
+        result = run("keys", "create", "x", "--expires", wrong)
+        assert isinstance(result.exception, InferpoolError)
+        assert "expires" in result.exception.message
+
+
 def test_mistakes_are_named(home: Home) -> None:
     run = command(home)
     first = run("keys", "list")

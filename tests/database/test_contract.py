@@ -216,7 +216,7 @@ async def test_the_gateways_book_is_read_as_it_was_written(location: Location) -
     assert (node, found.balance, found.total_pico_usd) == (NODE.address, HUGE, 18_000_000)
     assert (found.next_seq, found.booked_ahead) == (2, {3})
     assert found.config == channel.config
-    account = again.account("key-1")
+    account = again.account("key-1", 0)
     assert account is not None
     assert (account[1].limit_pico_usd, account[1].spent_pico_usd) == (HUGE, HUGE + 18)
     assert again.open_attempts == [open_record]

@@ -130,6 +130,23 @@ async def test_of_100_at_once_a_budget_for_10_admits_exactly_10(
         assert sum(again) == 5
 
 
+async def test_every_process_ends_a_key_at_its_time_and_takes_the_next(location: Location) -> None:
+    async with sides(location, 2) as made:
+        one, two = made
+        old = str((await one.access.create({"name": "web", "expires": "1h"}))["key"])
+        await two.keys.refresh()
+        now = SystemClock().now_ms()
+        assert two.keys.account(old, now) is not None
+        assert two.keys.account(old, now + 3_700_000) is None
+        assert two.keys.expired_ms(old, now + 3_700_000) > now
+        new = str((await two.access.rotate("web", {"keep_old": "10m"}))["key"])
+        await one.keys.refresh()
+        for at_ms, expected in ((now, [True, True]), (now + 700_000, [False, True])):
+            assert [one.keys.account(key, at_ms) is not None for key in (old, new)] == expected
+        again = KeyBook(one.journal)
+        assert again.keys == one.keys.keys, "as on disk"
+
+
 async def test_requests_tokens_and_those_at_once_are_counted_together(location: Location) -> None:
     async with sides(location) as made:
         await made[0].access.create({"name": "often", "requests_per_minute": 10})
@@ -187,15 +204,15 @@ async def test_a_caller_that_leaves_while_it_asks_keeps_nothing(location: Locati
 async def test_keys_made_or_revoked_elsewhere_are_known_here(location: Location) -> None:
     async with sides(location, 2) as made:
         key = str((await made[0].access.create({"name": "web"}))["key"])
-        assert made[1].keys.account(key) is None
+        assert made[1].keys.account(key, 0) is None
         await made[1].keys.refresh()
-        assert made[1].keys.account(key) is not None
+        assert made[1].keys.account(key, 0) is not None
         with pytest.raises(BadRequest, match="taken"):
             await made[1].access.create({"name": "web"})
         await made[0].access.limit("web", {"concurrent": 3})
         await made[0].access.revoke("web")
         await made[1].keys.refresh()
-        assert made[1].keys.account(key) is None
+        assert made[1].keys.account(key, 0) is None
         assert made[1].keys.named("web")[1].rules.concurrent == 3
 
 

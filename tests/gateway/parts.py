@@ -281,7 +281,7 @@ class Pool:
 
     @property
     def account(self) -> Account:
-        found = self.gateway.gateway.ledger.account(API_KEY)
+        found = self.gateway.gateway.ledger.account(API_KEY, 0)
         assert found is not None
         return found[1]
 

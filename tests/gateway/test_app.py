@@ -51,7 +51,7 @@ def opened(made: Pool) -> GatewayApp:
     anyone = Account("anyone", None)
     ledger = made.gateway.gateway.ledger
     ledger.add_account("", anyone, 0)
-    found = ledger.account("")
+    found = ledger.account("", 0)
     assert found is not None
     return GatewayApp(made.gateway.gateway, "control", Caller(*found))
 

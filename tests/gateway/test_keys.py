@@ -79,6 +79,61 @@ async def test_revoked_and_rotated_keys_open_nothing_and_spending_goes_on() -> N
         assert (await chat(made, new)).status == 401
 
 
+async def test_a_key_ends_when_its_time_is_over() -> None:
+    async with pool() as made:
+        key = await new_key(made, expires="1h")
+        shown = (await admin(made, "keys/web")).json
+        assert shown["expires_ms"] == shown["keys"][0]["created_ms"] + 3_600_000
+        await asyncio.sleep(3599)
+        assert (await chat(made, key)).status == 200
+        await asyncio.sleep(1)
+        late = await chat(made, key)
+        assert (late.status, late.code) == (401, "key_expired")
+        assert late.json["error"]["type"] == "authentication_error"
+        shown = (await admin(made, "keys/web")).json
+        assert (shown["expired"], shown["revoked"]) == (True, False)
+        await made.restart_gateway()
+        assert (await chat(made, key)).code == "key_expired", "nothing is forgotten"
+        assert (await admin(made, "keys/web/limit", {"expires": "2d"})).json["expired"] is False
+        assert (await chat(made, key)).status == 200, "it was extended"
+        assert (await admin(made, "keys/web/limit", {"expires": None})).json["expires_ms"] is None
+        await asyncio.sleep(3 * 86_400)
+        assert (await chat(made, key)).status == 200
+        await admin(made, "keys/web/revoke", {})
+        assert (await chat(made, key)).code == "invalid_api_key"
+        assert (await admin(made, "keys/web/limit", {"expires": "2d"})).status == 400
+
+
+async def test_a_stream_outlives_its_key() -> None:
+    async with pool() as made:
+        made.nodes[0].engine.token_delay_s = 1.0
+        key = await new_key(made, expires="5s")
+        answer = await chat(made, key, stream=True)
+        assert answer.proof["output_units"] == 10
+        assert (await chat(made, key)).code == "key_expired"
+
+
+async def test_both_keys_work_while_clients_change_from_one_to_the_next() -> None:
+    async with pool() as made:
+        old = await new_key(made, budget_usd="1", expires="30d")
+        answer = await admin(made, "keys/web/rotate", {"keep_old": "1h"})
+        new, keys = answer.json["key"], answer.json["keys"]
+        assert keys[1]["expires_ms"] - keys[1]["created_ms"] == 30 * 86_400_000, "as the one before"
+        for key in (old, new):
+            assert (await chat(made, key)).status == 200
+        await admin(made, "keys/web/limit", {"expires": "90d"})
+        await asyncio.sleep(3600)
+        assert (await chat(made, old)).code == "key_expired", "only the newest was extended"
+        assert (await chat(made, new)).status == 200
+        again = await admin(made, "keys/web/rotate", {"keep_old": "1000d", "expires": None})
+        assert again.json["expires_ms"] is None
+        assert again.json["keys"][1]["expires_ms"] < keys[1]["created_ms"] + 100 * 86_400_000
+        assert (await chat(made, old)).code == "key_expired", "no rotation brings one back"
+        await made.restart_gateway()
+        assert (await chat(made, again.json["key"])).status == 200
+        assert (await chat(made, old)).code == "key_expired"
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "code", "param"),
     [
@@ -93,6 +148,13 @@ async def test_revoked_and_rotated_keys_open_nothing_and_spending_goes_on() -> N
         ("keys", {"name": "a", "models": "x"}, 400, "invalid_request", "models"),
         ("keys", {"name": "a", "team": "none"}, 404, "not_found", "team"),
         ("keys", {"name": "a", "budgit": "1"}, 400, "invalid_request", "budgit"),
+        ("keys", {"name": "a", "expires": 30}, 400, "invalid_request", "expires"),
+        ("keys", {"name": "a", "expires": "0d"}, 400, "invalid_request", "expires"),
+        ("keys", {"name": "a", "expires": "soon"}, 400, "invalid_request", "expires"),
+        ("keys", {"name": "a", "expires": "2001-01-01"}, 400, "invalid_request", "expires"),
+        ("keys", {"name": "a", "expires": "9999-12-31"}, 400, "invalid_request", "expires"),
+        ("keys/client/rotate", {"keep_old": "24"}, 400, "invalid_request", "keep_old"),
+        ("keys/client/rotate", {"keep": "24h"}, 400, "invalid_request", "keep"),
         ("keys", [], 400, "invalid_request", None),
         ("keys/nobody/limit", {}, 404, "not_found", None),
         ("teams/nobody/limit", {}, 404, "not_found", None),

@@ -123,7 +123,7 @@ class Rig:
 
     def spent(self) -> int:
         """What the client was billed, in pico-USD."""
-        found = self.gateway.gateway.ledger.account(API_KEY)
+        found = self.gateway.gateway.ledger.account(API_KEY, 0)
         assert found is not None
         return found[1].spent_pico_usd
 

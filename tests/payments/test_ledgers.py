@@ -112,8 +112,8 @@ async def test_the_gateway_finds_accounts_channels_and_attempts_as_it_left_them(
     assert found == expected
     assert (found.next_seq, found.booked_ahead) == (2, {3})
     for key in ("key-1", "key-2"):
-        assert again.account(key) == ledger.account(key)
-    assert again.account("key-3") is None
+        assert again.account(key, 0) == ledger.account(key, 0)
+    assert again.account("key-3", 0) is None
     assert again.open_attempts == [open_record]
     settled = {item.request_id: item for item in again.attempts(10)}
     assert settled[name(1)].receipt == signed(honest_receipt(1, 1)).pack()
