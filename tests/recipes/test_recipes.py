@@ -53,7 +53,8 @@ def test_small_run(recipe: Recipe, case: Case, engine: EngineScorer, tmp_path: P
 def test_artefacts_are_small_described_and_attributed(case: Case) -> None:
     folder = data.MODELS / "data"
     manifest = catalogue.load(case.model)
-    assert manifest.size < 1_000_000
+    assert manifest.size <= case.bytes_max
+    assert manifest.licence == case.licence
     assert (folder / f"{case.model}-heldout.npz").stat().st_size < 400_000
     assert case.model in (folder / f"{case.model}-card.md").read_text("utf-8")
     assert f"{case.model}.onnx" in (folder / "NOTICE-recipes").read_text("utf-8")

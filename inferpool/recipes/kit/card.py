@@ -43,7 +43,7 @@ def manifest(recipe: Recipe, case: Case, trained: Trained) -> str:
 name = "{case.model}"
 task = "tensor"
 engine = "onnx"
-licence = "Apache-2.0"
+licence = "{case.licence}"
 description = "{case.question}"
 unit = "row"
 
@@ -98,7 +98,7 @@ def card(recipe: Recipe, case: Case, trained: Trained, figures: list[Figure], pa
 | input | `{case.input}`: {fields} |
 | output | `{case.output}`{f", {case.unit}" if case.unit else ""} |
 | method | {trained.method} |
-| file | `{case.model}.onnx`, {len(trained.model):,} bytes |
+| file | `{case.model}.onnx`, {len(trained.model):,} bytes, {case.licence} |
 | made by | `inferpool recipe train {recipe.name} --write` (dependency group `train`) |
 
 ## Data

@@ -56,6 +56,8 @@ class Case:
     probability: bool = False
     unit: str = ""
     threshold: float = 0.5
+    licence: str = "Apache-2.0"  # of the model's file
+    bytes_max: int = 1_000_000  # of a model that is committed
     tolerance: float = 1e-4  # of the parity gate, relative to the outputs' span if above 1
     suffixes: tuple[str, ...] = ()  # of files that `take` reads; without it a table, .csv
     take: Callable[[Path], Any] | None = None

@@ -18,6 +18,7 @@ from inferpool.recipes.kit.split import crossed
 
 OPSET: Final = 17
 ML_OPSET: Final = 3
+TREES_OPSET: Final = 5  # of a TreeEnsemble that is written out
 TREES_MAX: Final = 79
 SEED: Final = 20260101
 
@@ -114,10 +115,13 @@ def graph(
     output: str,
     width: int = 1,
 ) -> bytes:
-    """A model written out: each node is (operator, inputs, output, settings); `x` FP32
-    [-1, fields] in, `output` FP32 [-1, width] out."""
+    """A model written out: each node is (operator, inputs, output, settings, its domain among
+    them where it is not ONNX's own); `x` FP32 [-1, fields] in, `output` FP32 [-1, width] out."""
     onnx = importlib.import_module("onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    opsets = [helper.make_opsetid("", OPSET)]
+    if any("domain" in how for *_, how in nodes):
+        opsets.append(helper.make_opsetid("ai.onnx.ml", TREES_OPSET))
     made = helper.make_model(
         helper.make_graph(
             [helper.make_node(what, given, [name], **how) for what, given, name, how in nodes],
@@ -126,7 +130,7 @@ def graph(
             [helper.make_tensor_value_info(output, kind, [None, width])],
             [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
         ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=opsets,
         producer_name="inferpool",
         ir_version=9,
     )

@@ -15,8 +15,6 @@ from inferpool.recipes.kit.case import Case, Trained
 from inferpool.recipes.kit.data import Array
 from inferpool.recipes.kit.scorer import EngineScorer, infer_all
 
-MAX_BYTES = 1_000_000  # of a model that is committed
-
 
 def parity(case: Case, trained: Trained) -> float:
     """The greatest difference over all held-out cases, relative to the outputs' span above 1.
@@ -24,7 +22,7 @@ def parity(case: Case, trained: Trained) -> float:
     Raises `Refused(bad_manifest)` above the case's tolerance, when one verdict flips, or when the
     file is too large.
     """
-    if len(trained.model) > MAX_BYTES:
+    if len(trained.model) > case.bytes_max:
         raise Refused(f"{case.model}: {len(trained.model)} bytes is too much", code="bad_manifest")
     said = np.asarray(trained.predict(trained.test), dtype=np.float64)
     with tempfile.TemporaryDirectory() as folder, EngineScorer() as scorer:
