@@ -108,6 +108,14 @@ class Chain(Protocol):
         """Base units of `token` that `owner` holds."""
         ...
 
+    async def takes_authorizations(self, token: bytes) -> bool:
+        """Whether a token's holders can move it by signature alone (EIP-3009)."""
+        ...
+
+    async def allowance(self, token: bytes, owner: bytes, spender: bytes) -> int:
+        """Base units of `token` that `spender` may move of what `owner` holds."""
+        ...
+
     async def deposit(
         self,
         config: ChannelConfig,

@@ -152,6 +152,24 @@ class EvmChain:
         answer = await self._read(token, _TOKEN.call("balanceOf", owner))
         return int(_TOKEN.functions["balanceOf"].result(answer)[0])
 
+    async def takes_authorizations(self, token: bytes) -> bool:
+        """Whether a token has EIP-3009: it then knows the state of any holder's nonces."""
+        try:
+            answer = await self._read(
+                token, _TOKEN.call("authorizationState", bytes(20), bytes(32))
+            )
+        except RpcRefused as refusal:
+            # Silence and trouble are not an answer: only what the token itself says is.
+            if any(word in refusal.message.lower() for word in ("revert", "opcode")):
+                return False
+            raise
+        return answer in (bytes(32), bytes(31) + b"\1")
+
+    async def allowance(self, token: bytes, owner: bytes, spender: bytes) -> int:
+        """Base units of `token` that `spender` may move of what `owner` holds."""
+        answer = await self._read(token, _TOKEN.call("allowance", owner, spender))
+        return int(_TOKEN.functions["allowance"].result(answer)[0])
+
     async def gas_balance(self, owner: bytes) -> int:
         """Wei of the chain's own coin that `owner` holds."""
         return int(await self.rpc.call("eth_getBalance", to_hex(owner), "latest"), 16)

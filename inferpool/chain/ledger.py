@@ -64,6 +64,7 @@ class Tokens:
         default_factory=lambda: defaultdict(int)
     )
     used: set[tuple[bytes, bytes, bytes]] = field(default_factory=set)  # token, holder, nonce
+    plain: set[bytes] = field(default_factory=set)  # tokens without EIP-3009
 
     def transfer(self, token: bytes, holder: bytes, to: bytes, amount: int) -> None:
         """Move base units."""
@@ -101,6 +102,8 @@ class Tokens:
         self, use: tuple[bytes, bytes, bytes], after_s: int, before_s: int, now_s: int
     ) -> None:
         """Refuse an authorisation out of its time, or one that was used."""
+        if use[0] in self.plain:
+            refuse("execution reverted")
         if now_s <= after_s:
             refuse("dollar: authorization is not yet valid")
         if now_s >= before_s:

@@ -80,8 +80,11 @@ class MemoryChain:
         authorizer: Key | None = None,
         chain_id: int = DEV_CHAIN_ID,
         token: bytes = DEV_DOLLAR_ADDRESS,
+        plain: bool = False,
     ) -> None:
+        """`plain`: the token has no EIP-3009."""
         tokens = Tokens((DOLLAR_NAME, DOLLAR_VERSION))
+        tokens.plain |= {token} if plain else set()
         self.chain_id = chain_id
         self._token = token
         self._sender = sender
@@ -127,6 +130,14 @@ class MemoryChain:
     async def token_balance(self, token: bytes, owner: bytes) -> int:
         """Base units of `token` that `owner` holds."""
         return self._world.tokens.balances[token, owner]
+
+    async def takes_authorizations(self, token: bytes) -> bool:
+        """Whether a token has EIP-3009."""
+        return token not in self._world.tokens.plain
+
+    async def allowance(self, token: bytes, owner: bytes, spender: bytes) -> int:
+        """Base units of `token` that `spender` may move of what `owner` holds."""
+        return self._world.tokens.allowances[token, owner, spender]
 
     async def gas_balance(self, owner: bytes) -> int:
         """Always enough."""
@@ -336,6 +347,18 @@ class FailingChain:
     async def token_balance(self, token: bytes, owner: bytes) -> int:
         """As the seam says."""
         return await self._through("token_balance", lambda: self._chain.token_balance(token, owner))
+
+    async def takes_authorizations(self, token: bytes) -> bool:
+        """As the seam says."""
+        return await self._through(
+            "takes_authorizations", lambda: self._chain.takes_authorizations(token)
+        )
+
+    async def allowance(self, token: bytes, owner: bytes, spender: bytes) -> int:
+        """As the seam says."""
+        return await self._through(
+            "allowance", lambda: self._chain.allowance(token, owner, spender)
+        )
 
     async def deposit(
         self,

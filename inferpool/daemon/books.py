@@ -14,6 +14,7 @@ from inferpool.daemon.payee import payee_of, payee_side, terms_of
 from inferpool.daemon.shared import book_of
 from inferpool.daemon.workers import Worker
 from inferpool.gateway.capital import Capital
+from inferpool.gateway.deposits import WITHOUT_END
 from inferpool.gateway.treasury import Caps, Treasury
 from inferpool.home import Home
 from inferpool.identity.keys import KeyRing, Role
@@ -24,6 +25,7 @@ from inferpool.payments.payer_ledger import PayerLedger
 from inferpool.payments.standing import Channels
 from inferpool.protocol.encoding import from_hex, to_checksum
 from inferpool.protocol.errors import Refused
+from inferpool.protocol.voucher import PERMIT2_ADDRESS
 
 _GAS_OF_A_WAY_BACK: Final = 80_000  # of one transaction; `gas.json` has 51,428 and 47,895
 
@@ -60,6 +62,12 @@ def capital_of(
         await chain.transfer_gas(payer.address, needed - held)
 
     sender = chain.with_sender(payer)
+
+    async def allow(token: bytes) -> None:
+        await fuel()
+        await sender.approve(token, PERMIT2_ADDRESS, WITHOUT_END)
+
+    treasury.deposits.allow = allow
     return Capital(treasury, sender, clock, config.gateway.idle_release_s, fuel)
 
 
@@ -102,7 +110,7 @@ async def payee_book(
     terms = terms_of(config, chain, receiver, key.address)
     journal = SqlJournal(home.ledger(role))
     try:
-        payee = payee_side(config, chain, journal, terms, SystemClock())
+        payee = await payee_side(config, chain, journal, terms, SystemClock())
         yield payee.channels, payee.claimer
     finally:
         journal.close()

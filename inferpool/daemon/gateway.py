@@ -82,7 +82,7 @@ async def serve_gateway(config: Config, home: Home, worker: Worker) -> None:
         check = _may_sign(journal, lane)
         treasury = Treasury(chain, ledger, payer, authorizer, caps_of(settings), check=check)
         receiver = sales_to(settings, payer)
-        payee = _payee(config, chain, journal, seller, receiver) if seller else None
+        payee = await _payee(config, chain, journal, seller, receiver) if seller else None
         gateway = Gateway(
             directory=directory_of(config, chain, clock),
             treasury=treasury,
@@ -147,11 +147,11 @@ async def _jobs(
     return jobs
 
 
-def _payee(
+async def _payee(
     config: Config, chain: EvmChain, journal: SqlJournal, seller: Key, receiver: bytes
 ) -> Payee:
     terms = terms_of(config, chain, receiver, seller.address)
-    return payee_side(config, chain, journal, terms, SystemClock())
+    return await payee_side(config, chain, journal, terms, SystemClock())
 
 
 @asynccontextmanager

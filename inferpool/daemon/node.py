@@ -130,7 +130,7 @@ async def serve_node(config: Config, home: Home, on_progress: OnProgress | None 
             clock,
             epoch=now_ms,
         )
-        payee = payee_side(config, chain, journal, terms, clock)
+        payee = await payee_side(config, chain, journal, terms, clock)
         node = Node(key, services, offers, payee.gate, payee.ledger, clock)
         await enter(chain, config, keys, endpoints[0].url)
         await _run(config, home, node, payee, door, reach)

@@ -13,7 +13,7 @@ from inferpool.config import Config, NodeConfig
 from inferpool.daemon.chains import asset_of
 from inferpool.identity.signing import Key
 from inferpool.payments.claims import Claimer
-from inferpool.payments.gate import PaymentGate
+from inferpool.payments.gate import PaymentGate, deposit_method
 from inferpool.payments.journal import Journal
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.payments.payers import Payers
@@ -42,12 +42,16 @@ class Payee:
         ]
 
 
-def payee_side(
+async def payee_side(
     config: Config, chain: EvmChain, journal: Journal, terms: Terms, clock: Clock
 ) -> Payee:
-    """Everything, over one ledger. `chain` sends claims. Raises Refused(bad_config)."""
+    """Everything, over one ledger; `chain` sends claims.
+
+    Raises Refused(bad_config), Unavailable.
+    """
     ledger = PayeeLedger(journal, chain.chain_id, terms.asset_decimals)
-    gate = gate_of(config.node, terms, chain, ledger)
+    method = await deposit_method(chain, terms.asset)
+    gate = gate_of(config.node, terms, chain, ledger, method)
     claimer = Claimer(terms, chain, ledger, gate, clock)
     return Payee(ledger, gate, claimer, Channels(chain, ledger, gate, claimer))
 
@@ -83,7 +87,9 @@ def terms_of(config: Config, chain: EvmChain, payee: bytes, authorizer: bytes) -
     )
 
 
-def gate_of(config: NodeConfig, terms: Terms, chain: Chain, ledger: PayeeLedger) -> PaymentGate:
+def gate_of(
+    config: NodeConfig, terms: Terms, chain: Chain, ledger: PayeeLedger, method: str
+) -> PaymentGate:
     """What lets paid requests in. Raises Refused(bad_config)."""
     if config.one_off_base_units < 0:
         message = "node.one_off_base_units must be 0 or more"
@@ -95,6 +101,7 @@ def gate_of(config: NodeConfig, terms: Terms, chain: Chain, ledger: PayeeLedger)
         payers_of(config),
         concurrent_per_channel=config.concurrent_per_channel,
         one_off_least=config.one_off_base_units,
+        method=method,
     )
 
 

@@ -11,8 +11,8 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from inferpool.chain.authorization import authorize_deposit
 from inferpool.chain.base import Chain, ChannelState
+from inferpool.gateway.deposits import Deposits
 from inferpool.identity.signing import Key
 from inferpool.payments.payer import PayerChannel
 from inferpool.payments.payer_ledger import PayerLedger
@@ -25,7 +25,6 @@ from inferpool.protocol.offer import Offer, Terms
 from inferpool.protocol.voucher import ChannelConfig
 
 _LOG = logging.getLogger("inferpool.treasury")
-_AUTHORIZATION_VALID_S = 3600
 _DAY_S = 86_400
 
 
@@ -54,6 +53,7 @@ class Treasury:
     random: Callable[[int], bytes] = secrets.token_bytes
     check: Callable[[], None] = lambda: None  # raises where this process may not sign now
     request_ids: RequestIds = field(init=False)
+    deposits: Deposits = field(init=False)
     leaving: set[bytes] = field(default_factory=set)  # channels that are on their way out
     _by_node: dict[bytes, PayerChannel] = field(default_factory=dict)
     _locks: dict[bytes, asyncio.Lock] = field(default_factory=dict)
@@ -62,6 +62,7 @@ class Treasury:
 
     def __post_init__(self) -> None:
         self.request_ids = RequestIds.of(self.authorizer)
+        self.deposits = Deposits(self.chain, self.payer)
         for node, channel in self.ledger.channels.values():
             if channel.config.payer_authorizer == self.authorizer.address:
                 self._by_node[node] = channel
@@ -185,21 +186,13 @@ class Treasury:
                 del self._reserved[offer.node]
 
     async def _deposit_within_caps(self, offer: Offer, channel: PayerChannel, amount: int) -> None:
-        terms = offer.terms
         now_s = await self.chain.now_s()
-        authorization = authorize_deposit(
-            self.payer,
-            channel.config,
-            amount,
-            chain_id=terms.chain_id,
-            name=terms.asset_name,
-            version=terms.asset_version,
-            valid_before_s=now_s + _AUTHORIZATION_VALID_S,
-            salt=int.from_bytes(self.random(32), "big"),
+        salt = int.from_bytes(self.random(32), "big")
+        authorization = await self.deposits.authorise(
+            channel.config, amount, offer.terms, salt, now_s
         )
         # The channel's terms are on disk before its money is on chain: a crash in between loses
         # nothing, since the next start finds the channel and reads its balance.
-        salt = authorization.salt
         self._check_day(amount, now_s)
         self._unsaved += amount
         try:

@@ -42,8 +42,13 @@ class PaymentGate:
         payers: Payers = ANYONE,
         concurrent_per_channel: int = CONCURRENT_PER_CHANNEL,
         one_off_least: int = 0,
+        *,
+        method: str = x402.EIP3009,
     ) -> None:
-        self.terms, self.payers = terms, payers
+        """`method`: how deposits of the asset are authorised, as `deposit_method` finds it."""
+        self.terms, self.payers, self._method = terms, payers, method
+        if method != x402.EIP3009:
+            one_off_least = 0  # one transfer by signature needs a token that knows them
         self._concurrent = concurrent_per_channel
         self._chain = chain
         self.one_offs = OneOffs(terms, chain, ledger, one_off_least)
@@ -103,7 +108,8 @@ class PaymentGate:
         view = error.channel.view(corrective=True) if isinstance(error, Disagreement) else None
         exact = self.one_offs.amount(maximum) if once else 0
         return PaymentNeeded(
-            error, x402.payment_required(self.terms, maximum, url, error, view, exact)
+            error,
+            x402.payment_required(self.terms, maximum, url, error, view, exact, self._method),
         )
 
     def unpaid(self, maximum: int) -> PaymentRequired:
@@ -115,11 +121,17 @@ class PaymentGate:
             if exact
             else ""
         )
+        by = (
+            " The asset has no EIP-3009: give Permit2 an allowance of it once, and deposit by"
+            " Permit2."
+            if self._method == x402.PERMIT2
+            else ""
+        )
         return PaymentRequired(
             f"This request costs at most {maximum} base units of {name}. Pay by x402, scheme"
             " batch-settlement: send the header PAYMENT-SIGNATURE, made from the header"
             " PAYMENT-REQUIRED of this answer; you are charged what is used, and what is left in"
-            f" the channel stays yours.{once}"
+            f" the channel stays yours.{by}{once}"
         )
 
     @staticmethod
@@ -236,6 +248,12 @@ class PaymentGate:
             channel = self._ledger.channels.get(channel_id)
             if channel is not None:
                 await self.refresh(channel)
+
+
+async def deposit_method(chain: Chain, asset: bytes) -> str:
+    """How deposits of an asset are authorised: by EIP-3009 where it has it, which asks nothing of
+    its holder beforehand, else by Permit2. Raises Unavailable."""
+    return x402.EIP3009 if await chain.takes_authorizations(asset) else x402.PERMIT2
 
 
 def identify(sent: Mapping[bytes, bytes], random: Callable[[int], bytes]) -> tuple[bool, bytes]:

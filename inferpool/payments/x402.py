@@ -24,6 +24,8 @@ from inferpool.protocol.voucher import ChannelConfig, Voucher
 X402_VERSION: Final = 2
 SCHEME: Final = "batch-settlement"
 EXACT: Final = "exact"
+EIP3009: Final = "eip3009"  # how a deposit is authorised: assetTransferMethod, the default
+PERMIT2: Final = "permit2"
 _PREFIX: Final = "invalid_batch_settlement_evm_"
 
 # Our error code -> x402's reason. The SDKs act on two of them (the corrective 402).
@@ -90,8 +92,9 @@ class ChannelView:
     signature: bytes = b""
 
 
-def requirements(terms: Terms, amount: int) -> dict[str, object]:
-    """The entry of `accepts` for one request: its maximum in base units, on the offer's terms."""
+def requirements(terms: Terms, amount: int, method: str = EIP3009) -> dict[str, object]:
+    """The entry of `accepts` for one request: its maximum in base units, on the offer's terms.
+    `method`: how deposits of the asset are authorised, where not by EIP-3009."""
     return {
         "scheme": SCHEME,
         "network": terms.network,
@@ -105,6 +108,7 @@ def requirements(terms: Terms, amount: int) -> dict[str, object]:
             "receiverAuthorizer": to_checksum(terms.receiver_authorizer),
             "withdrawDelay": terms.withdraw_delay_s,
             "minDeposit": str(terms.min_deposit),
+            **({} if method == EIP3009 else {"assetTransferMethod": method}),
         },
     }
 
@@ -121,7 +125,7 @@ def exact_requirements(terms: Terms, amount: int) -> dict[str, object]:
         "extra": {
             "name": terms.asset_name,
             "version": terms.asset_version,
-            "assetTransferMethod": "eip3009",
+            "assetTransferMethod": EIP3009,
         },
     }
 
@@ -133,10 +137,11 @@ def payment_required(
     error: PaymentRequired,
     view: ChannelView | None = None,
     exact: int = 0,
+    method: str = EIP3009,
 ) -> bytes:
     """PAYMENT-REQUIRED; with `view` a corrective one, from which a payer can go on. `exact`: base
-    units of a payment by one transfer, where these are taken."""
-    entry = requirements(terms, amount)
+    units of a payment by one transfer, where these are taken. `method`: of deposits."""
+    entry = requirements(terms, amount, method)
     if view is not None and view.signature:
         extra = dict(entry["extra"])  # type: ignore[call-overload]
         extra["channelState"] = _channel_state(view)

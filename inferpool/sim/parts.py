@@ -13,6 +13,7 @@ from inferpool.chain.memory import MemoryChain
 from inferpool.clock import Clock
 from inferpool.engines.fake import FakeTensorEngine, FakeTextEngine
 from inferpool.gateway.app import GatewayApp
+from inferpool.gateway.deposits import WITHOUT_END
 from inferpool.gateway.directory import Directory, OpenTransport
 from inferpool.gateway.gateway import Gateway
 from inferpool.gateway.route_book import RouteBook
@@ -27,12 +28,13 @@ from inferpool.node.offers import OfferBook
 from inferpool.node.services import Hosted, Services
 from inferpool.payments.budget import Account
 from inferpool.payments.claims import Claimer
-from inferpool.payments.gate import PaymentGate
+from inferpool.payments.gate import PaymentGate, deposit_method
 from inferpool.payments.journal import MemoryJournal
 from inferpool.payments.payee_ledger import PayeeLedger
 from inferpool.payments.payer_ledger import PayerLedger
 from inferpool.payments.standing import Channels
 from inferpool.protocol.offer import Endpoint, Terms
+from inferpool.protocol.voucher import PERMIT2_ADDRESS
 from inferpool.transport.base import ConnectFailed, Headers, Response, Transport
 from inferpool.transport.memory import MemoryTransport
 
@@ -152,7 +154,8 @@ class SimNode:
         )
         chain: Chain = self.chain.with_sender(key, key)
         ledger = PayeeLedger(self.journal, self.chain.chain_id, 6)
-        gate = PaymentGate(terms, chain, ledger, one_off_least=200)
+        method = await deposit_method(chain, terms.asset)
+        gate = PaymentGate(terms, chain, ledger, one_off_least=200, method=method)
         self.node = Node(key, services, offers, gate, ledger, self.clock, self.random.randbytes)
         self.claimer = Claimer(terms, chain, ledger, gate, self.clock)
         channels = Channels(chain, ledger, gate, self.claimer)
@@ -207,6 +210,11 @@ class SimGateway:
             Caps(3000, per_node=1_000_000, total=10_000_000, window=self.window, window_units=100),
             self.random.randbytes,
         )
+
+        async def allow(token: bytes) -> None:
+            await chain.approve(token, PERMIT2_ADDRESS, WITHOUT_END)
+
+        treasury.deposits.allow = allow
         directory = Directory(chain, self.clock, self.open_transport, allow_private=True)
         self.gateway = Gateway(
             directory,
@@ -234,7 +242,8 @@ class SimGateway:
             PayeeLedger(self.journal, self.chain.chain_id, 6),
         )
         chain = self.chain.with_sender(key, key)
-        gate = PaymentGate(terms, chain, book, one_off_least=200)
+        method = await deposit_method(chain, terms.asset)
+        gate = PaymentGate(terms, chain, book, one_off_least=200, method=method)
         self.claimer = Claimer(terms, chain, book, gate, self.clock)
         channels = Channels(chain, book, gate, self.claimer)
         return WalkIns(key, gate, book, self.clock, self.random.randbytes, *found, channels)

@@ -129,6 +129,8 @@ def test_every_call_of_the_seam_can_fail(funded, dev_world, run) -> None:
         failing.now_s(),
         failing.channel(bytes(32)),
         failing.token_balance(config.token, config.payer),
+        failing.takes_authorizations(config.token),
+        failing.allowance(config.token, config.payer, config.receiver),
         failing.deposit(config, 1, dev_world.authorization(config, 1)),
         failing.claim([dev_world.claim(config, 1)]),
         failing.settle(config.receiver, config.token),

@@ -371,10 +371,11 @@ async def pool(
     start: bool = True,
     window: int = 1,
     sells: bool = False,
+    plain: bool = False,
     epoch_ms: int = EPOCH_MS,
 ) -> AsyncIterator[Pool]:
     clock = LoopClock(epoch_ms)
-    chain = MemoryChain(lambda: clock.now_ms() // 1000)
+    chain = MemoryChain(lambda: clock.now_ms() // 1000, plain=plain)
     machines = [
         SimNode(f"node-{i}", SEED, url_of(i), clock, chain, Random(i), window) for i in range(nodes)
     ]
