@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from inferpool.clock import SystemClock
@@ -38,9 +39,9 @@ from inferpool.payments.journal import SqlJournal
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import InferpoolError, Refused
 from inferpool.protocol.job import Task
-from inferpool.protocol.limits import OFFER_ENDPOINTS_MAX
+from inferpool.protocol.limits import OFFER_ENDPOINTS_MAX, RELAY_OPEN_TIMEOUT_S
 from inferpool.protocol.offer import Endpoint, binding_digest
-from inferpool.transport.relayed import Reach, RelayAddress
+from inferpool.transport.relayed import Reach, RelayAddress, connect
 from inferpool.transport.tls import server_context
 
 _LOG = logging.getLogger("inferpool.node")
@@ -132,7 +133,7 @@ async def serve_node(config: Config, home: Home, on_progress: OnProgress | None 
         )
         payee = await payee_side(config, chain, journal, terms, clock)
         node = Node(key, services, offers, payee.gate, payee.ledger, clock)
-        await enter(chain, config, keys, endpoints[0].url)
+        await enter(chain, config, keys, await _front(endpoints, reach))
         await _run(config, home, node, payee, door, reach)
     finally:
         for engine in services.engines:
@@ -145,6 +146,18 @@ def _reach(settings: NodeConfig, tls: TlsIdentity, key: Key) -> list[Reach]:
     context = server_context(tls.certificate, tls.key)
     relays = [RelayAddress.parse(text) for text in settings.relays[: OFFER_ENDPOINTS_MAX - 1]]
     return [Reach(relay, key.address, key.sign, context) for relay in relays]
+
+
+async def _front(endpoints: Sequence[Endpoint], reach: Sequence[Reach]) -> str:
+    """The endpoint for the registry, which has room for one: where several relays are named, the
+    first that takes a connection now. Its offer names the rest."""
+    if endpoints[0].url == (reach[0].url if reach else ""):
+        for item in reach:
+            with suppress(OSError):  # of time, too
+                async with asyncio.timeout(RELAY_OPEN_TIMEOUT_S):
+                    (await connect(item.relay.host, item.relay.port)).close()
+                return item.url
+    return endpoints[0].url
 
 
 async def _run(

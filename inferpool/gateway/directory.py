@@ -30,11 +30,12 @@ from inferpool.protocol.limits import (
     OFFER_MAX,
     OFFER_VALID_MS,
 )
-from inferpool.protocol.offer import Endpoint, SignedOffer, binding_digest
+from inferpool.protocol.offer import Endpoint, Offer, SignedOffer, binding_digest
 from inferpool.transport.base import Transport, TransportError
 from inferpool.transport.http import LEARN
 from inferpool.transport.reach import public_addresses
 from inferpool.transport.tls import NO_TLS
+from inferpool.transport.ways import Ways
 
 _LOG = logging.getLogger("inferpool.directory")
 OFFER_PATH: Final = "/.well-known/inferpool/offer"
@@ -62,7 +63,7 @@ class Directory:
     _bound: dict[bytes, bytes] = field(default_factory=dict)  # node key -> owner, by the registry
     _leases: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
     _pipes: dict[str, Transport] = field(default_factory=dict)
-    _looks: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)  # one a node at most
+    _looks: dict[bytes, asyncio.Task[bool]] = field(default_factory=dict)  # one a node at most
     _task: asyncio.Task[None] | None = None
     _endpoints: set[str] = field(default_factory=set)  # as the registry had them last
     _lost: bool = False  # a node did not answer at the last look
@@ -120,7 +121,7 @@ class Directory:
     async def _look_at(self, endpoints: set[str]) -> bool:
         gate = asyncio.Semaphore(DISCOVERY_AT_ONCE)
 
-        async def look(url: str) -> bool:
+        async def look(url: str) -> bytes:
             async with gate:
                 return await self._look(url)
 
@@ -128,18 +129,17 @@ class Directory:
         await self._sweep()
         return all(seen)
 
-    async def _look(self, url: str) -> bool:
+    async def _look(self, url: str) -> bytes:
+        """The address of the node whose offer was found there, b"" where there was none."""
         try:
             await self._check_reachable(url)
             signed, presented_spki = await self._fetch(url)
-            await self.accept(signed, url, presented_spki)
+            return (await self.accept(signed, url, presented_spki)).address
         except InferpoolError as error:
             _LOG.info("%s: no offer: %s", url, error.message)
-            return False
         except ValueError as error:  # anyone may register what is no URL
             _LOG.info("%r is no endpoint: %s", url, error)
-            return False
-        return True
+        return b""
 
     async def _fetch(self, url: str) -> tuple[SignedOffer, bytes]:
         """The offer at a URL, and the TLS key that showed it (see `LEARN`).
@@ -171,12 +171,28 @@ class Directory:
             self._pipes[url] = self.open_transport(url, LEARN)
         return self._pipes[url]
 
-    def _transport(self, endpoint: Endpoint) -> Transport:
-        """The pipe for a node's work. A pinned one is that node's own: no offer of another node
-        that names the same URL can have it closed or repinned."""
-        if endpoint.tls_spki == NO_TLS:
-            return self._pipe(endpoint.url)
-        return self.open_transport(endpoint.url, endpoint.tls_spki)
+    def _transport(self, offer: Offer, proven: Endpoint) -> tuple[Transport, tuple[Endpoint, ...]]:
+        """The pipe for a node's work, and the endpoints that it leads by.
+
+        These are the one under which the offer was found, which is taken first, and every other
+        one with a pin: that proves itself before anything is sent. A pinned pipe is that node's
+        own: no offer of another node that names the same URL can have it closed or repinned.
+        """
+        ways: dict[Endpoint, Transport] = {}
+        pinned = (endpoint for endpoint in offer.endpoints if endpoint.tls_spki != NO_TLS)
+        for endpoint in dict.fromkeys((proven, *pinned)):
+            try:
+                if endpoint.tls_spki == NO_TLS:
+                    ways[endpoint] = self._pipe(endpoint.url)
+                else:
+                    ways[endpoint] = self.open_transport(endpoint.url, endpoint.tls_spki)
+            except Refused:
+                if endpoint == proven:
+                    raise
+        if len(ways) == 1:
+            return ways[proven], (proven,)
+        owned = [pipe for endpoint, pipe in ways.items() if endpoint.tls_spki != NO_TLS]
+        return Ways(list(ways.values()), owned=owned), tuple(ways)
 
     async def _check_reachable(self, url: str) -> None:
         """Refuse addresses inside our own network, which a stranger could make us call.
@@ -202,15 +218,16 @@ class Directory:
         if known is None:
             if len(self.nodes) >= NODES_MAX:
                 raise Refused("the directory is full", code="bad_encoding")
-            known = KnownNode(offer, offer_hash, url, self._transport(endpoint))
-            known.tls_spki = endpoint.tls_spki
+            pipe, ways = self._transport(offer, endpoint)
+            known = KnownNode(offer, offer_hash, url, pipe, ways=ways)
             self.nodes[offer.node] = known
             self.index.put(known)
             self.on_found(known)
         elif (offer.epoch, offer.sequence) >= (known.offer.epoch, known.offer.sequence):
-            known.offer, known.offer_hash = offer, offer_hash
+            moved = offer.endpoints != known.offer.endpoints or endpoint not in known.ways
+            known.offer, known.offer_hash, known.url = offer, offer_hash, url
             self.index.put(known)
-            if (url, endpoint.tls_spki) != (known.url, known.tls_spki):
+            if moved:
                 await self._move(known, endpoint)
         lease = self._leases.get(offer.node)
         if lease is None or lease.done():
@@ -218,12 +235,11 @@ class Directory:
         return known
 
     async def _move(self, node: KnownNode, endpoint: Endpoint) -> None:
-        """The node has another address or TLS key. Its process was started anew for that, so
-        nothing that still runs on the old pipe can end well."""
-        old, pinned = node.transport, node.tls_spki != NO_TLS
-        node.url, node.tls_spki = endpoint.url, endpoint.tls_spki
-        node.transport = self._transport(endpoint)
-        if pinned:
+        """The node has other addresses or another TLS key. Its process was started anew for that,
+        so nothing that still runs on the old pipe can end well."""
+        old, owned = node.transport, node.pipe_is_own
+        node.transport, node.ways = self._transport(node.offer, endpoint)
+        if owned:
             await old.close()
 
     async def push(self, signed: SignedOffer) -> KnownNode:
@@ -241,10 +257,13 @@ class Directory:
                 return await self.accept(signed, endpoint.url)
         raise last
 
-    async def look(self, node: KnownNode) -> None:
-        """Fetch one node's offer again now."""
-        for endpoint in node.offer.endpoints:
-            await self._look(endpoint.url)
+    async def look(self, node: KnownNode) -> bool:
+        """Fetch one node's offer again now, where it was last found or else by its other ways."""
+        urls = [node.url, *(endpoint.url for endpoint in node.offer.endpoints)]
+        for url in dict.fromkeys(urls):
+            if await self._look(url) == node.address:
+                return True
+        return False
 
     def _check(self, signed: SignedOffer, url: str, presented_spki: bytes | None) -> Endpoint:
         """The endpoint of that URL in an offer that holds. Raises Refused."""
@@ -295,16 +314,31 @@ class Directory:
         pause_s = LEASE_RETRY_S
         while True:
             begun_ms = self.clock.now_ms()
-            await self._follow(node, first)
+            await self._follow_ways(node, first)
             node.lease_ms = 0
             if self.clock.now_ms() - begun_ms > LEASE_EVERY_MS:
                 pause_s = LEASE_RETRY_S
             await asyncio.sleep(pause_s)
             pause_s = min(self.refresh_every_s, 2 * pause_s)
-            await self._look(node.url)
+            await self.look(node)
 
-    async def _follow(self, node: KnownNode, first: asyncio.Event) -> None:
-        limit_s = (LEASE_EVERY_MS + LEASE_VALID_MS) / 1000
+    async def _follow_ways(self, node: KnownNode, first: asyncio.Event) -> None:
+        """Follow leases until the node ends them, or none of its ways brings one any more.
+
+        Where a relay is lost the node stays in meanwhile: it goes on serving by the others.
+        """
+        without = 0
+        while without < max(1, len(node.ways)):
+            came = await self._follow(node, first)
+            if came is None:
+                return
+            without = 1 if came else without + 1
+
+    async def _follow(self, node: KnownNode, first: asyncio.Event) -> bool | None:
+        """One stream of leases: whether any came before it broke; None: the node ended it."""
+        several, came = len(node.ways) > 1, False
+        # By another way a lease can still come in time: two that are missing are enough to look.
+        limit_s = (2 * LEASE_EVERY_MS if several else LEASE_EVERY_MS + LEASE_VALID_MS) / 1000
         try:
             response = await node.transport.request(
                 "GET", "/inferpool/lease", (), timeout_s=OFFER_FETCH_TIMEOUT_S
@@ -320,10 +354,14 @@ class Directory:
                     for data in whole:
                         self._renew(node, Lease.decode(data))
                         first.set()
+                        came = True
             finally:
                 await response.close()
-        except (TransportError, Refused, TimeoutError, StopAsyncIteration) as error:
+        except StopAsyncIteration:
+            return None
+        except (TransportError, Refused, TimeoutError) as error:
             _LOG.info("lease of 0x%s ended: %r", node.address.hex(), error)
+        return came
 
     def _renew(self, node: KnownNode, lease: Lease) -> None:
         old = node.lease
@@ -346,5 +384,5 @@ class Directory:
                 task = self._leases.pop(address, None)
                 if task is not None:
                     task.cancel()
-                if node.tls_spki != NO_TLS:
+                if node.pipe_is_own:
                     await node.transport.close()

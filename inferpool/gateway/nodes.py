@@ -8,7 +8,7 @@ from typing import Final
 from inferpool.gateway.memory import NodeMemory
 from inferpool.protocol.lease import Lease
 from inferpool.protocol.limits import LEASE_VALID_MS
-from inferpool.protocol.offer import Offer
+from inferpool.protocol.offer import Endpoint, Offer
 from inferpool.transport.base import Transport
 from inferpool.transport.tls import NO_TLS
 
@@ -40,7 +40,7 @@ class KnownNode:
     probing: bool = False  # one call finds out whether it is well again
     ejected_until_ms: int = 0
     eject_ms: int = 0
-    tls_spki: bytes = NO_TLS  # the key that `transport` is pinned to
+    ways: tuple[Endpoint, ...] = ()  # the endpoints by which `transport` leads
     reasons: dict[str, int] = field(default_factory=dict)
     asked: int = 0  # choices in which it was a candidate, since the start
     chosen: int = 0
@@ -50,6 +50,11 @@ class KnownNode:
     def address(self) -> bytes:
         """The node key's address."""
         return self.offer.node
+
+    @property
+    def pipe_is_own(self) -> bool:
+        """Whether its pipe is pinned to its key; else all nodes at that URL share one."""
+        return any(endpoint.tls_spki != NO_TLS for endpoint in self.ways)
 
     @property
     def failures(self) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import socket
 import ssl
 from collections.abc import Callable
@@ -129,7 +130,7 @@ class Reach:
     """A node's standing connection to one relay, made again whenever it ends.
 
     `sign` signs a digest with the node key; `serve` makes the server's protocol for one stream,
-    which runs under `tls`, the node's own context.
+    which runs under `tls`, the node's own context. `chance`: from 0 to below 1, for the pauses.
     """
 
     def __init__(
@@ -138,11 +139,12 @@ class Reach:
         node: bytes,
         sign: Callable[[bytes], bytes],
         tls: ssl.SSLContext,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self.relay, self.node = relay, node
         self.connected = asyncio.Event()
         self.error = "not connected yet"
-        self._sign, self._tls = sign, tls
+        self._sign, self._tls, self._chance = sign, tls, chance
         self._streams: set[asyncio.Task[None]] = set()
 
     @property
@@ -151,7 +153,11 @@ class Reach:
         return relay_url(self.relay.host, self.relay.port, self.node)
 
     async def run(self, serve: Serve) -> None:
-        """Stay connected until cancelled, with growing pauses where the relay is away."""
+        """Stay connected until cancelled, with growing pauses where the relay is away.
+
+        Each pause is drawn from its second half: nodes that lost a relay together do not come
+        back to it together.
+        """
         pause_s = _RETRY_S
         try:
             while True:
@@ -162,7 +168,7 @@ class Reach:
                     _LOG.warning("relay %s:%d: %s", self.relay.host, self.relay.port, self.error)
                 pause_s = _RETRY_S if self.connected.is_set() else pause_s
                 self.connected.clear()
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(pause_s * (1 + self._chance()) / 2)
                 pause_s = min(RELAY_RETRY_MAX_S, 2 * pause_s)
         finally:
             for stream in self._streams:

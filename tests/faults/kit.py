@@ -61,6 +61,7 @@ class FaultyNode:
     price_in: str  # USD per million tokens
     price_out: str
     proxied: bool = False
+    relays: tuple[str, ...] = ()  # where it waits for callers; others reach it in no other way
     port: int = field(default_factory=free_port)
     proxy_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -90,6 +91,7 @@ class FaultyNode:
             "node.price_in_usd_per_million": self.price_in,
             "node.price_out_usd_per_million": self.price_out,
             "node.endpoint": f"http://127.0.0.1:{self.proxy_port}" if self.proxied else own,
+            "node.relays": list(self.relays),
         }
         if self.proxied and self.proxy is None:
             words = [str(self.proxy_port), str(self.port), str(self.root / "network")]
@@ -212,7 +214,12 @@ class FaultyPool:
 
 @contextmanager
 def faulty_pool(
-    root: Path, prices: list[tuple[str, str]], *, proxied: bool, **more: object
+    root: Path,
+    prices: list[tuple[str, str]],
+    *,
+    proxied: bool,
+    relays: tuple[str, ...] = (),
+    **more: object,
 ) -> Iterator[FaultyPool]:
     """A pool with a node for each price; only the first one is behind a proxy. `more`: settings
     of the gateway."""
@@ -229,7 +236,8 @@ def faulty_pool(
         for number, price in enumerate(prices):
             place = root / f"node-{number}"
             place.mkdir()
-            nodes.append(FaultyNode(place, chain, *price, proxied=proxied and not number))
+            first = proxied and not number
+            nodes.append(FaultyNode(place, chain, *price, proxied=first, relays=relays))
             nodes[-1].start()
         pool.start("gateway")
         made = FaultyPool(pool, nodes)

@@ -106,7 +106,7 @@ async def test_the_first_offer_is_fetched_under_any_key_and_the_rest_under_its_p
     async with directory(place) as made:
         await made.refresh()
         (node,) = made.nodes.values()
-        assert (node.url, node.tls_spki) == (URL, HONEST)
+        assert (node.url, node.ways) == (URL, (Endpoint(URL, HONEST),))
         asked = [path for pin, path in place.seen if pin == LEARN]
         assert set(asked) == {OFFER_PATH}, "no other question under a key that nobody named"
         assert (HONEST, "/inferpool/lease") in place.seen
@@ -139,7 +139,8 @@ async def test_who_is_in_between_can_only_be_a_stranger_of_its_own_name() -> Non
         place.shown, place.offer = MIDDLE, offer(MIDDLE, key=STRANGER)
         await made.refresh()
         assert set(made.nodes) == {NODE.address, STRANGER.address}
-        assert (node.tls_spki, node.transport) == (HONEST, made.nodes[NODE.address].transport)
+        assert node.ways == (Endpoint(URL, HONEST),)
+        assert node.transport is made.nodes[NODE.address].transport
         with pytest.raises(ConnectFailed):
             await node.transport.request("POST", "/v1/chat/completions", (), timeout_s=1)
         assert HONEST not in place.closed, "another node's offer closes no pipe of this one"
@@ -162,18 +163,43 @@ async def test_a_new_key_that_the_node_signed_replaces_the_pin() -> None:
         place.shown, place.offer = fresh, offer(fresh, epoch=2)
         await made.refresh()
         assert made.nodes[NODE.address] is node
-        assert node.tls_spki == fresh
+        assert node.ways == (Endpoint(URL, fresh),)
         assert HONEST in place.closed
         place.shown, place.offer = HONEST, offer(HONEST, epoch=1)  # the old one, again
         await made.refresh()
-        assert node.tls_spki == fresh
+        assert node.ways == (Endpoint(URL, fresh),)
 
 
 async def test_a_pushed_offer_is_dialled_under_its_pin() -> None:
     place = Place(MIDDLE, None)
     async with directory(place) as made:
         node = await made.accept(offer(HONEST), URL)
-        assert node.tls_spki == HONEST
+        assert node.ways == (Endpoint(URL, HONEST),)
         assert not node.alive(EPOCH_MS)  # who answers there has another key: no lease
         assert {path for _, path in place.seen} <= {OFFER_PATH}
     await asyncio.sleep(0)
+
+
+async def test_of_several_endpoints_those_with_a_pin_are_ways_and_a_renewed_offer_keeps_them() -> (
+    None
+):
+    """One without a pin proved nothing: an offer could name what listens on our own machine."""
+    second, unproven = Endpoint("https://second.test:8421", HONEST), Endpoint("http://127.0.0.1:9")
+    good = offer(HONEST)
+    endpoints = (Endpoint(URL, HONEST), unproven, second)
+
+    def named(sequence: int) -> SignedOffer:
+        made = replace(good.offer, endpoints=endpoints, sequence=sequence)
+        return replace(good, offer=made, signature=NODE.sign(made.digest()))
+
+    place = Place(HONEST, named(1))
+    async with directory(place) as made:
+        await made.refresh()
+        (node,) = made.nodes.values()
+        assert node.ways == (Endpoint(URL, HONEST), second)
+        pipe = node.transport
+        place.offer = named(2)
+        await made._look(second.url)  # the same node, found by its other way
+        assert (node.offer.sequence, node.url) == (2, second.url)
+        assert node.transport is pipe, "what runs on it goes on"
+        assert place.closed == []
