@@ -317,7 +317,7 @@ def main() -> None:
         for name, path in onnx_models.write(Path(folder)).items():
             if name in (options.model or ["small", "wide"]):
                 report["tensors"][name] = tensors(path, peers, options)
-    pairs = 2 if options.small else 20
+    pairs = 8 if options.small else 20
     report["chat"] = {} if options.only_tensors else serving_chat.measure(pairs)
     report["start"] = (
         {} if options.only_tensors else serving_start.measure(1 if options.small else 5)

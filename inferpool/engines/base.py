@@ -23,7 +23,8 @@ from inferpool.protocol.transcription import Transcript
 FinishReason = Literal["stop", "length", "tool_calls"]  # the last is the node's: engines tell text
 
 # In place of a log-probability that the engine did not tell: above any real one, and finite, so
-# that evidence can carry it. An audit skips such tokens, and accepts them only within characters.
+# that evidence can carry it. Within a character no engine tells it; elsewhere it is told where the
+# call asks for `top_logprobs`, since it can cost a sort of the vocabulary at each token.
 UNKNOWN_LOGPROB: Final = 1.0
 
 

@@ -83,7 +83,8 @@ def completion_body(call: TextCall, prompt: str | list[int]) -> bytes:
             "cache_prompt": False,
             "return_progress": True,
             "return_tokens": True,
-            "n_probs": call.top_logprobs or 1,  # 0 gives none, more is only larger
+            # Not unless they are asked for: the server sorts the whole vocabulary at each token.
+            "n_probs": 0 if call.top_logprobs is None else max(1, call.top_logprobs),
             "post_sampling_probs": False,  # the model's own probabilities, as an audit computes
             **({"logit_bias": call.logit_bias} if call.logit_bias else {}),
             **_held_to(call.shape),
@@ -196,17 +197,18 @@ class CompletionReader:
         if event["stop"]:
             reason: FinishReason = "length" if event["stop_type"] == "limit" else "stop"
             return TextChunk(self._stop.rest(), (), (), reason, event["tokens_evaluated"])
-        (entry,) = event["completion_probabilities"]
         (last,) = event["tokens"]
+        entry = None if self._top is None else event["completion_probabilities"][0]
         counted = event["tokens_predicted"]
         missing, self._seen = counted - self._seen - 1, counted
         self._progress.phase, self._progress.count = Phase.TOKENS, counted
         text, stopped = self._stop.take(event["content"])
         ids: tuple[int, ...] = (last,)
-        logprobs: tuple[float, ...] = (entry["logprob"],)
+        logprob = UNKNOWN_LOGPROB if entry is None else entry["logprob"]
+        logprobs: tuple[float, ...] = (logprob,)
         if missing:
-            ids, logprobs = await self._gap(event["content"], last, entry["logprob"], missing)
-        tokens = () if self._top is None else self._told(entry, event["content"], len(ids) - 1)
+            ids, logprobs = await self._gap(event["content"], last, logprob, missing)
+        tokens = () if entry is None else self._told(entry, event["content"], len(ids) - 1)
         if stopped:  # the reader closes the stream, and the engine goes no further
             units = event["tokens_evaluated"]
             return TextChunk(text, ids, logprobs, "stop", units, tokens=tokens)

@@ -52,10 +52,11 @@ def chat(
     temperature: float = 0.0,
     stop: tuple[str, ...] = (),
     resume: tuple[int, ...] = (),
+    top_logprobs: int | None = None,
 ) -> TextCall:
     messages = ({"role": "user", "content": prompt},)
     sampling = Sampling(seed=seed, temperature=temperature)
-    return TextCall(messages, None, max_output, sampling, stop, resume)
+    return TextCall(messages, None, max_output, sampling, stop, resume, top_logprobs=top_logprobs)
 
 
 async def run(engine: TextEngine, call: TextCall) -> Answer:
@@ -120,7 +121,7 @@ async def test_class_names_everything_that_rounds(engine: TextEngine) -> None:
 
 
 async def test_streams_and_counts(engine: TextEngine) -> None:
-    answer = await run(engine, chat(max_output=12))
+    answer = await run(engine, chat(max_output=12, top_logprobs=0 if tells_ids(engine) else None))
     assert answer.chunks > 3
     assert answer.units == 12
     assert len(answer.ids) == len(answer.logprobs) == (12 if tells_ids(engine) else 0)

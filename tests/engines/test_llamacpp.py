@@ -23,6 +23,7 @@ from inferpool.engines.child import clean_environment
 from inferpool.engines.llamacpp import CHILD_SCRIPT, LlamaCppEngine, cpu_isa
 from inferpool.engines.llamacpp_wire import CompletionReader, completion_body, template_messages
 from inferpool.protocol.errors import BadRequest, Unavailable
+from inferpool.protocol.logprobs import TokenLogprob
 from inferpool.protocol.tools import take_tools
 from inferpool.transport.http import HttpTransport
 from inferpool.transport.memory import MemoryTransport, Message
@@ -226,13 +227,15 @@ async def test_requests_that_the_engine_refuses(gguf: Path) -> None:
 async def test_no_id_of_a_character_in_pieces_is_lost(gguf: Path) -> None:
     """One emoji is three tokens here, of which the engine names only the last."""
     async with running(gguf) as engine:
-        chunks = await collect(engine, chat("Repeat exactly: 😀🦄", 9))
+        call = replace(chat("Repeat exactly: 😀🦄", 9), top_logprobs=0)
+        chunks = await collect(engine, call)
         text = "".join(chunk.text for chunk in chunks)
         ids = [token for chunk in chunks for token in chunk.ids]
         logprobs = [number for chunk in chunks for number in chunk.logprobs]
         assert "🦄" in text
         assert len(ids) == len(logprobs) == 9
         assert UNKNOWN_LOGPROB in logprobs
+        assert any(number < 0 for number in logprobs)
         assert engine._transport is not None
         assert await engine._tokens(engine._transport, text, special=False) == ids
 
@@ -275,7 +278,9 @@ async def test_concurrent_streams_share_the_engine(gguf: Path) -> None:
 # -- the wire, without the engine ----------------------------------------------------------------
 
 
-async def read(*events: bytes, stop: tuple[str, ...] = ()) -> list[TextChunk]:
+async def read(
+    *events: bytes, stop: tuple[str, ...] = (), top: int | None = None
+) -> list[TextChunk]:
     async def app(scope: Message, receive: object, send: object) -> None:
         assert callable(send)
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -288,22 +293,24 @@ async def read(*events: bytes, stop: tuple[str, ...] = ()) -> list[TextChunk]:
 
     transport = MemoryTransport(app)
     response = await transport.request("POST", "/", [], b"", timeout_s=5)
-    reader = CompletionReader(stop, Progress(), tokenize)
+    reader = CompletionReader(stop, Progress(), tokenize, top)
     try:
         return [chunk async for chunk in reader.chunks(response)]
     finally:
         await transport.close()
 
 
-def token(text: str, number: int, counted: int) -> bytes:
-    event = {
+def token(text: str, number: int, counted: int, logprob: float | None = None) -> bytes:
+    event: dict[str, object] = {
         "content": text,
         "tokens": [number],
         "stop": False,
         "tokens_predicted": counted,
         "tokens_evaluated": 5,
-        "completion_probabilities": [{"id": number, "logprob": -0.5}],
     }
+    if logprob is not None:
+        entry = {"id": number, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
+        event["completion_probabilities"] = [entry]
     return b"data: " + orjson.dumps(event)
 
 
@@ -313,9 +320,22 @@ END = b'data: {"stop":true,"stop_type":"eos","tokens_evaluated":5,"tokens":[]}'
 async def test_events_become_chunks() -> None:
     progress = b'data: {"tokens":[0],"stop":false,"prompt_progress":{"processed":5}}'
     assert await read(progress, b": ping", token("a", 7, 1), END) == [
-        TextChunk("a", (7,), (-0.5,)),
+        TextChunk("a", (7,), (UNKNOWN_LOGPROB,)),
         TextChunk("", (), (), "stop", 5),
     ]
+
+
+async def test_log_probabilities_come_where_they_are_asked_for() -> None:
+    told, _ = await read(token("a", 7, 1, -0.5), END, top=0)
+    assert (told.ids, told.logprobs) == ((7,), (-0.5,))
+    assert told.tokens == (TokenLogprob(b"a", -0.5, ()),)
+
+
+def test_the_engine_sorts_its_vocabulary_only_for_whoever_asks() -> None:
+    call = chat("Hello")
+    asked = {top: replace(call, top_logprobs=top) for top in (None, 0, 1, 5)}
+    sent = {top: orjson.loads(completion_body(c, "Hello"))["n_probs"] for top, c in asked.items()}
+    assert sent == {None: 0, 0: 1, 1: 1, 5: 5}
 
 
 async def test_a_gap_is_filled_only_where_the_ids_agree() -> None:
@@ -329,9 +349,9 @@ async def test_a_gap_is_filled_only_where_the_ids_agree() -> None:
 async def test_stop_text_over_several_tokens() -> None:
     events = [token("x E", 1, 1), token("N", 2, 2), token("D y", 3, 3), token("z", 4, 4), END]
     assert await read(*events, stop=("END",)) == [
-        TextChunk("x ", (1,), (-0.5,)),
-        TextChunk("", (2,), (-0.5,)),
-        TextChunk("", (3,), (-0.5,), "stop", 5),
+        TextChunk("x ", (1,), (UNKNOWN_LOGPROB,)),
+        TextChunk("", (2,), (UNKNOWN_LOGPROB,)),
+        TextChunk("", (3,), (UNKNOWN_LOGPROB,), "stop", 5),
     ]
     held = await read(token("x E", 1, 1), END, stop=("END",))
     assert "".join(chunk.text for chunk in held) == "x E"
@@ -346,7 +366,7 @@ async def test_stop_text_over_several_tokens() -> None:
         (b"data: not json",),
         (b"data: []",),
         (b"data: {}",),
-        (b'data: {"stop":false,"content":"a","tokens":[1],"completion_probabilities":[]}',),
+        (b'data: {"stop":false,"content":"a","tokens":[],"tokens_predicted":1}',),
     ],
 )
 async def test_streams_that_are_not_whole_fail(events: tuple[bytes, ...]) -> None:
