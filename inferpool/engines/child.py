@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping
@@ -97,8 +98,11 @@ class Child:
 
     def kill(self) -> None:
         """End it at once, where it does not do what it is told."""
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        # Not by `Process.kill`: that looks first whether the child has ended, which takes its exit
+        # status away from the thread of asyncio that waits for it and then warns.
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
 
     async def stop(self) -> None:
         """Close its stdin; kill it where it has not left after two seconds."""
@@ -163,8 +167,7 @@ async def start_child(
         async with asyncio.timeout(timeout_s):
             await child.greet({**config, "parent": os.getpid()})
     except BaseException as error:
-        with suppress(ProcessLookupError):
-            process.kill()
+        child.kill()
         await child.stop()
         if isinstance(error, TimeoutError):
             message = f"the engine did not start within {timeout_s:g} s"
