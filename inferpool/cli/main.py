@@ -18,6 +18,7 @@ from inferpool.cli import (
     config,
     demo,
     explain,
+    forward,
     gateway,
     keys,
     models,
@@ -45,6 +46,7 @@ app.command("up", help=up.HELP, rich_help_panel=_START)(up.up)
 app.command("demo", help=demo.HELP, rich_help_panel=_START)(demo.demo)
 app.command("gateway", help=gateway.HELP, rich_help_panel=_START)(gateway.gateway)
 app.command("relay", help=relay.HELP, rich_help_panel=_START)(relay.relay)
+app.command("forward", help=forward.HELP, rich_help_panel=_START)(forward.forward)
 app.command("chain", help=chain.HELP, rich_help_panel=_START)(chain.chain)
 app.add_typer(node.app, name="node", rich_help_panel=_OFFER)
 app.add_typer(wallet.app, name="wallet", rich_help_panel=_OFFER)

@@ -170,9 +170,9 @@ async def _other_doors(
         return
     async with AsyncExitStack() as stack:
         grpc = grpc_door(app, host, config.gateway.grpc_port, door.tls)
-        grpc_port = await stack.enter_async_context(grpc)
-        if grpc_port is not None:
-            facts["grpc_port"] = grpc_port
+        opened = await stack.enter_async_context(grpc)
+        if opened is not None:
+            facts["grpc_port"] = opened.port
         if relay_port:
             listening = listen(host, relay_port, "--relay-port")
             await stack.enter_async_context(relaying(make_relay(config.relay, home), listening))

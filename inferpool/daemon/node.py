@@ -42,7 +42,7 @@ from inferpool.protocol.job import Task
 from inferpool.protocol.limits import OFFER_ENDPOINTS_MAX, RELAY_OPEN_TIMEOUT_S
 from inferpool.protocol.offer import Endpoint, binding_digest
 from inferpool.transport.relayed import Reach, RelayAddress, connect
-from inferpool.transport.tls import server_context
+from inferpool.transport.tls import HTTP1, HTTP2, server_context
 
 _LOG = logging.getLogger("inferpool.node")
 _VOUCHED_MS: Final = 30 * 86_400_000  # the owner's word for a node key; renewed at each start
@@ -144,6 +144,8 @@ async def serve_node(config: Config, home: Home, on_progress: OnProgress | None 
 def _reach(settings: NodeConfig, tls: TlsIdentity, key: Key) -> list[Reach]:
     """A standing connection to each named relay. Raises Refused(bad_config)."""
     context = server_context(tls.certificate, tls.key)
+    if settings.grpc_port:
+        context.set_alpn_protocols([HTTP2, HTTP1])
     relays = [RelayAddress.parse(text) for text in settings.relays[: OFFER_ENDPOINTS_MAX - 1]]
     return [Reach(relay, key.address, key.sign, context) for relay in relays]
 
@@ -195,9 +197,9 @@ async def _run(
     }
     app = NodeApp(node, claim, token, provider.controls, payee.channels)
     await provider.start()
-    async with grpc_door(app, config.node.host, config.node.grpc_port, door.tls) as grpc_port:
-        if grpc_port is not None:
-            facts["grpc_port"] = grpc_port
+    async with grpc_door(app, config.node.host, config.node.grpc_port, door.tls) as grpc:
+        if grpc is not None:
+            facts["grpc_port"] = grpc.port
         await run_role(
             home,
             "node",
@@ -208,4 +210,5 @@ async def _run(
             tls=door.tls,
             leaving=leaving,
             reach=reach,
+            relayed_http2=grpc.relayed if grpc is not None else None,
         )

@@ -22,7 +22,7 @@ from inferpool.identity.certificate import TlsIdentity
 from inferpool.protocol.errors import Refused
 from inferpool.protocol.limits import READER_STALL_S
 from inferpool.transport.relayed import Reach
-from inferpool.transport.tls import server_context
+from inferpool.transport.tls import HTTP2, server_context
 
 _LOG = logging.getLogger("inferpool.daemon")
 SHUTDOWN_S: Final = 5
@@ -129,8 +129,29 @@ class _Relayed(_Http):
         self._on_lost()
 
 
-def _relayed(server: uvicorn.Server) -> Callable[[Callable[[], None]], asyncio.Protocol]:
-    return lambda on_lost: _Relayed(server, on_lost)
+# Makes the protocol of one relayed connection; calls its argument when that has ended.
+Relayed = Callable[[Callable[[], None]], asyncio.Protocol]
+
+
+class _Chosen(asyncio.Protocol):
+    """A relayed connection before its first byte: the handshake says which server it is for."""
+
+    def __init__(self, http: Relayed, http2: Relayed | None, on_lost: Callable[[], None]) -> None:
+        self._http, self._http2, self._on_lost = http, http2, on_lost
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        chosen = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+        make = self._http2 if chosen == HTTP2 and self._http2 is not None else self._http
+        protocol = make(self._on_lost)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+
+
+def _relayed(server: uvicorn.Server, http2: Relayed | None) -> Relayed:
+    def http(on_lost: Callable[[], None]) -> asyncio.Protocol:
+        return _Relayed(server, on_lost)
+
+    return lambda on_lost: _Chosen(http, http2, on_lost)
 
 
 def _stop_event() -> asyncio.Event:
@@ -166,12 +187,14 @@ async def run_role(
     tls: TlsIdentity | None = None,
     leaving: Callable[[], None] = lambda: None,
     reach: Sequence[Reach] = (),
+    relayed_http2: Relayed | None = None,
     beside: Sequence[socket.socket] = (),
 ) -> None:
     """Serve until SIGTERM, SIGINT or the end of standard input; then close and forget the role.
 
     `leaving` ends what would else stay open for as long as its reader likes. `reach`: relays
-    through which this role is served as well. `beside`: more sockets of this process alone.
+    through which this role is served as well, to who asks for HTTP/2 there by `relayed_http2`.
+    `beside`: more sockets of this process alone.
     """
     stop = _stop_event()
     config = uvicorn.Config(
@@ -188,7 +211,7 @@ async def run_role(
         ssl_context_factory=_context_factory(tls),
     )
     server = _Server(config)
-    dialling = [asyncio.create_task(item.run(_relayed(server))) for item in reach]
+    dialling = [asyncio.create_task(item.run(_relayed(server, relayed_http2))) for item in reach]
     home.announce(role, {**facts, "pid": os.getpid()})
     serving = asyncio.create_task(server.serve(sockets=[listening, *beside]), name="serve")
     watch = asyncio.create_task(_stdin_closed(stop)) if _follows_parent() else None

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Final
 
 PIN_BYTES: Final = 32  # SHA-256
+HTTP2: Final = "h2"  # in ALPN (RFC 7301): what gRPC speaks
+HTTP1: Final = "http/1.1"
 NO_TLS: Final = bytes(PIN_BYTES)  # what stands for "plain HTTP" where a pin is expected
 _SEQUENCE: Final = 0x30
 _EXPLICIT_VERSION: Final = 0xA0  # [0] in TBSCertificate, left out by version 1
@@ -22,21 +24,23 @@ _EXPLICIT_VERSION: Final = 0xA0  # [0] in TBSCertificate, left out by version 1
 _FIELDS_BEFORE_SPKI: Final = 5
 
 
-def client_context(pinned: bool) -> ssl.SSLContext:
+def client_context(pinned: bool, protocol: str = "") -> ssl.SSLContext:
     """A client's context: TLS 1.3 and no authority where the key is pinned, else the system's.
 
     One for all pinned peers: it holds no secret, and loading the system's authorities for each
-    would take 20 ms.
+    would take 20 ms. `protocol`: what is asked for by ALPN, of a pinned peer.
     """
-    return _pinned_context() if pinned else ssl.create_default_context()
+    return _pinned_context(protocol) if pinned else ssl.create_default_context()
 
 
 @cache
-def _pinned_context() -> ssl.SSLContext:
+def _pinned_context(protocol: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    if protocol:
+        context.set_alpn_protocols([protocol])
     return context
 
 
