@@ -66,6 +66,7 @@ class Claimer:
         self._ledger, self._gate = ledger, gate
         self._lock = asyncio.Lock()
         self._next_block = 0
+        self._in_vain: dict[bytes, int] = {}  # channel id -> unclaimed when it could not be claimed
         # Claimed, and its settlement failed; None: by an earlier run, perhaps, ask the chain.
         self._unsettled: bool | None = None
 
@@ -125,6 +126,7 @@ class Claimer:
             name = to_hex(channels[0].channel_id)
             _LOG.error("channel %s cannot be claimed: %s", name, error.message)
             channels[0].closing = True  # no more work for a channel whose voucher is no money
+            self._in_vain[channels[0].channel_id] = channels[0].unclaimed
             report.left_out += (name,)
             return
         middle = len(channels) // 2
@@ -164,14 +166,24 @@ class Claimer:
             except InferpoolError as error:
                 _LOG.warning("a look at the chain failed, watching goes on: %s", error.message)
 
+    def _leaving(self) -> bool:
+        """Whether a channel on its way out owes something: what was in flight when its payer
+        withdrew is charged later, without a word of the chain. Not what was tried in vain."""
+        return any(
+            channel.closing
+            and channel.unclaimed
+            and self._in_vain.get(channel.channel_id) != channel.unclaimed
+            for channel in self._ledger.channels.values()
+        )
+
     async def watch_once(self) -> None:
         """One look at the chain."""
         found, following = await self._chain.withdrawing(self._terms.payee, self._next_block)
         ours = [self._ledger.channels[item] for item in found if item in self._ledger.channels]
         for channel in ours:
             await self._gate.refresh(channel)
-        if any(channel.closing for channel in ours):  # one that has ended is no reason any more
-            await self.claim()
+        if any(channel.closing for channel in ours) or self._leaving():
+            await self.claim()  # one that has ended is no reason any more
         else:
             await self.settle_left()
         self._next_block = following  # only now: a round that failed is looked at again

@@ -134,6 +134,47 @@ async def test_a_withdrawal_is_answered_by_a_claim_and_no_more_work() -> None:
         await asyncio.wait([watch])
 
 
+async def test_an_answer_that_ends_after_its_payer_withdrew_is_claimed_before_the_delay_ends() -> None:
+    """What was in flight at the withdrawal is charged later; nothing happens on chain then."""
+    async with world() as made:
+        payer = await made.payer()
+        watch = asyncio.create_task(made.node.claimer.watch())
+        made.node.engine.token_delay_s = 7.0  # of the loop's own time
+        slow = asyncio.create_task(payer.chat(max_tokens=10))
+        await asyncio.sleep(1)
+        chain = made.chain.with_sender(payer.key)
+        await chain.initiate_withdraw(payer.channel.config, 100_000)
+        await asyncio.sleep(40)
+        assert not slow.done()
+        assert (await payer.infer()).code == "channel_closing"
+        assert (await slow).status == 200
+        await asyncio.sleep(20)
+        charged = payer.channel.charged
+        assert charged > 0
+        state = await made.chain.channel(payer.channel.channel_id)
+        assert state.total_claimed == charged == await balance(made)
+        await asyncio.sleep(900)
+        await chain.finalize_withdraw(payer.channel.config)
+        watch.cancel()
+        await asyncio.wait([watch])
+
+
+async def test_what_cannot_be_claimed_is_not_tried_at_every_look() -> None:
+    async with world() as made:
+        (payer,) = await buyers(made, 1)
+        node = made.node.node
+        bad = {payer.channel.channel_id}
+        chain = Picky(made.chain.with_sender(node.key, node.key), bad)
+        claimer = Claimer(node.gate.terms, chain, node.ledger, node.gate, node.clock)  # type: ignore[arg-type]
+        await claimer.claim()
+        tried = chain.claims
+        for _ in range(5):
+            await claimer.watch_once()
+        assert chain.claims == tried
+        chain.bad = set()
+        assert (await claimer.claim()).claimed == payer.channel.charged, "a round of its own does"
+
+
 # A reverted claim means a bad voucher, and is another test's.
 FAILURES = [(call, AWAY) for call in ("withdrawing", "channel", "claim", "settle")] + [
     (call, REVERTED) for call in ("withdrawing", "channel", "settle")
