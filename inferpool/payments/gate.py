@@ -53,6 +53,7 @@ class PaymentGate:
         self._chain = chain
         self.one_offs = OneOffs(terms, chain, ledger, one_off_least)
         self._ledger = ledger
+        self.refunding: set[bytes] = set()  # channels whose refund is being sent
         self._fresh: set[bytes] = set()  # channels whose chain state was read since the start
         self._locks: dict[bytes, asyncio.Lock] = {}
 
@@ -92,8 +93,8 @@ class PaymentGate:
                 " one channel may have; wait for one to end.",
                 retry_after_s=1,
             )
-        if payment.voucher.max_claimable > channel.balance:
-            await self.refresh(channel)  # a top-up may have been mined since
+        if payment.voucher.max_claimable > channel.balance or channel.paying_back:
+            await self.refresh(channel)  # a top-up may have been mined since, or the refund
         try:
             channel.admit(request_id, payment.voucher, maximum, _booked(booked))
         except PaymentRequired as error:
@@ -224,6 +225,9 @@ class PaymentGate:
                 state.total_claimed * 10 ** (12 - self.terms.asset_decimals),
             )
         channel.closing = state.withdraw_started_s > 0
+        # A refund without an answer may be mined yet; its nonce tells that it was.
+        unknown = state.refund_nonce <= self._ledger.refunds.get(channel.channel_id, -1)
+        channel.paying_back = unknown or channel.channel_id in self.refunding
         self._fresh.add(channel.channel_id)
 
     async def _deposit(self, channel_id: bytes, payment: x402.Payment) -> None:

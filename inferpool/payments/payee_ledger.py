@@ -15,6 +15,7 @@ from inferpool.payments.schema import (
     PAYEE_CLAIMS,
     PAYEE_ENERGY,
     PAYEE_RECEIPTS,
+    PAYEE_REFUNDS,
     PAYEE_TRANSFERS,
 )
 from inferpool.protocol.encoding import parse
@@ -66,6 +67,10 @@ class PayeeLedger:
             for row in journal.read(select(PAYEE_CHANNELS).limit(CHANNELS_MAX))
         }
         self._save_claim = journal.compile(insert(PAYEE_CLAIMS))
+        self._save_refund = upsert(journal, PAYEE_REFUNDS, "channel_id")
+        self.refunds: dict[bytes, int] = {  # channel id -> nonce of the last refund that was sent
+            row.channel_id: row.nonce for row in journal.read(select(PAYEE_REFUNDS))
+        }
         self._save_energy = upsert(journal, PAYEE_ENERGY, "hour_ms")
         self._save_transfer = journal.compile(insert(PAYEE_TRANSFERS))
         self._answer_transfer = journal.compile(
@@ -147,6 +152,12 @@ class PayeeLedger:
         """Request ids of receipts that are signed and not durable yet: charged, and not to be
         shown. A payer must not take them for requests that owe nothing."""
         return [item for item, owner in self._saving.items() if owner == channel_id]
+
+    def save_refund(self, channel_id: bytes, nonce: int) -> asyncio.Future[None]:
+        """Make durable that a refund is on its way, before it is sent."""
+        self.refunds[channel_id] = nonce
+        values: dict[str, object] = {"channel_id": channel_id, "nonce": nonce}
+        return self._journal.write([Write(self._save_refund, values)])
 
     def save_claim(
         self, claimed_ms: int, channels: int, claimed: int, settled: int, gas_used: int, fee: int

@@ -68,6 +68,15 @@ PAYEE_TRANSFERS: Final = Table(
     Index("payee_transfers_by_channel", "channel_id"),
 )
 
+# The last refund that was sent from a channel. Where the chain's nonce is not above it, it may yet
+# be mined: its money is not to be worked for.
+PAYEE_REFUNDS: Final = Table(
+    "payee_refunds",
+    METADATA,
+    Column("channel_id", LargeBinary, primary_key=True),
+    Column("nonce", BigInteger, nullable=False),
+)
+
 # Energy that the CPU's own counters measured while work ran; one row an hour.
 PAYEE_ENERGY: Final = Table(
     "payee_energy",

@@ -145,8 +145,9 @@ class Channels:
         self, channel: PayeeChannel, amount: int | None
     ) -> tuple[TransactionReceipt, int]:
         channel_id = channel.channel_id
-        if channel.paying_back:
+        if channel_id in self._gate.refunding:
             raise Refused("a refund of this channel is under way; try again")
+        self._gate.refunding.add(channel_id)
         channel.paying_back = True  # no new work while money moves
         try:
             if channel.held:
@@ -157,12 +158,13 @@ class Channels:
                 raise Refused("what was earned could not be claimed; the node's log says why")
             if standing.free < (amount or 1):
                 raise Refused(f"{standing.free} base units are free on this channel")
+            # Without an answer it may be mined later, also after a restart: no new work till then.
+            await self._ledger.save_refund(channel_id, standing.state.refund_nonce)
             mined = await self._chain.refund(channel.config, amount or standing.free)
             return mined, amount or standing.free
         finally:
-            channel.closing = True  # until the chain was read anew
-            channel.paying_back = False
-            await self._gate.refresh(channel)
+            self._gate.refunding.discard(channel_id)
+            await self._gate.refresh(channel)  # says whether it is over; it is not, unless read
 
     async def listed(self, body: bytes) -> dict[str, Any]:
         """`GET /inferpool/control/channels`."""

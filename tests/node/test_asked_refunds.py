@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
+from inferpool.chain.memory import FailingChain, Failure
 from inferpool.payments import x402
+from inferpool.payments.standing import Channels
 from inferpool.protocol import headers
 from inferpool.protocol.chat import ChatRequest
+from inferpool.protocol.errors import Unavailable
 from inferpool.protocol.voucher import Voucher, voucher_digest
 from tests.node.parts import CHAT, Answer, Payer, World, chat_body, held_up, world
 
@@ -105,3 +110,32 @@ async def test_channels_without_money_leave_nothing_behind() -> None:
             stranger.channel.balance = 10_000
             assert (await stranger.chat()).code == "channel_not_found"
         assert not made.node.node.gate._fresh
+
+
+@pytest.mark.parametrize("crash", [False, True], ids=["same run", "after a crash"])
+async def test_a_refund_without_an_answer_is_not_worked_for_until_it_is_known(crash: bool) -> None:
+    """It may be mined any time later; what was served meanwhile would be paid by nobody."""
+    async with world() as made:
+        payer = await made.payer()
+        await payer.chat()
+        gate = made.node.node.gate
+        chain = gate._chain
+        away = Unavailable("no receipt after 120 s", code="chain_unavailable")
+        silent = FailingChain(chain, lambda name: Failure(away) if name == "refund" else None)
+        channels = Channels(silent, made.node.node.ledger, gate, made.node.claimer)
+        with pytest.raises(Unavailable):
+            await channels.refund(payer.channel.channel_id, None)
+        if crash:
+            await made.restart()
+            payer.offer = (await made.offer()).offer
+        assert (await payer.chat()).code == "channel_closing", "it may be mined at any moment"
+        await chain.refund(payer.channel.config, 100_000)
+        charged = payer.channel.charged
+        assert await held(made, payer) == 100_000 - charged, "now it was"
+        assert (await payer.chat()).code == "voucher_balance"
+        await payer.deposit(50_000)
+        payer.channel.balance = 50_000
+        assert (await payer.chat()).status == 200
+        assert (await made.node.claimer.claim()).left_out == ()
+        state = await made.chain.channel(payer.channel.channel_id)
+        assert state.total_claimed == payer.channel.charged, "all that was charged is paid"

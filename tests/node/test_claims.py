@@ -134,7 +134,7 @@ async def test_a_withdrawal_is_answered_by_a_claim_and_no_more_work() -> None:
         await asyncio.wait([watch])
 
 
-async def test_an_answer_that_ends_after_its_payer_withdrew_is_claimed_before_the_delay_ends() -> None:
+async def test_an_answer_that_ends_after_its_payer_withdrew_is_claimed_in_time() -> None:
     """What was in flight at the withdrawal is charged later; nothing happens on chain then."""
     async with world() as made:
         payer = await made.payer()
