@@ -87,6 +87,8 @@ def options(
 
 def main() -> None:
     """Run; an error of ours is one line that says what to do, not a traceback."""
+    # Before numpy is loaded, and for every process below this one; see inferpool.daemon.__main__.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logging.basicConfig(level=os.environ.get("INFERPOOL_LOG", "WARNING"), stream=sys.stderr)
     try:
         app(prog_name="inferpool")

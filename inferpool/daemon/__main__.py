@@ -20,6 +20,9 @@ from inferpool.protocol.errors import InferpoolError
 
 def main(arguments: list[str]) -> int:
     """Run a role; 2 for a mistake of the caller, 1 for a failure."""
+    # Before numpy is loaded. OpenBLAS's own threads only get in the engines' way, and one was seen
+    # to wait for ever for another: a node's Whisper stood still in a product of two matrices.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if not arguments:
         sys.stderr.write(f"{__doc__}\n")
         return 2

@@ -33,7 +33,8 @@ _KEPT: Final = ("PATH", "LD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPD
 # tokens/s by default, 29-66 with "passive", 50 with 300 turns (about 1 us); alone 138 with 300.
 # When ggml aborts it reads /proc/self/status without looking whether it may, which the sandbox
 # forbids: a segmentation fault in place of the reason. It would start a debugger next.
-_OWN: Final = {"GOMP_SPINCOUNT": "300", "GGML_NO_BACKTRACE": "1"}
+# OpenBLAS: see inferpool.daemon.__main__.
+_OWN: Final = {"GOMP_SPINCOUNT": "300", "GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -397,7 +397,11 @@ def test_environment_of_the_child() -> None:
     given = {"PATH": "/bin", "HTTPS_PROXY": "x", "PYTHONPATH": "x", "SECRET": "x", "LANG": "C"}
     found = clean_environment(given)
     assert {name: found[name] for name in found.keys() & given} == {"PATH": "/bin", "LANG": "C"}
-    assert found.keys() - given == {"GOMP_SPINCOUNT", "GGML_NO_BACKTRACE"}
+    assert found.keys() - given == {
+        "GOMP_SPINCOUNT",
+        "GGML_NO_BACKTRACE",
+        "OPENBLAS_NUM_THREADS",
+    }
 
 
 @pytest.mark.parametrize(
