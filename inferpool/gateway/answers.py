@@ -57,7 +57,8 @@ class Delivered:
         self.held_text, self.held_calls = [], []
 
     def forget(self) -> None:
-        """Begin again: the client has nothing of it. What was billed stays billed."""
+        """Begin again: the client has nothing of it, and nothing of it was billed."""
+        assert not self.billed_pico_usd, "what was billed was delivered"
         self.ids, self.pending, self.tokens, self.counted = [], [], [], 0
         self.text, self.calls, self.finish = False, False, None
 

@@ -162,6 +162,7 @@ class TextRun:
         account = self.hold.caller.account.name
         self.hold.manifest = candidate.service.manifest
         delivered.legs += 1
+        flights.superseded(self.hold.client_id)
         if self.prompt and not candidate.warm_units:
             candidate.node.memory.missed(self.gateway.clock.now_ms())
         delivered.begin(candidate.node.address)
@@ -278,10 +279,14 @@ class TextRun:
             delivered.ids, delivered.pending = delivered.ids + held, []
         if not flight.attempt.service.audited:  # one leg: without ids nobody can go on
             delivered.counted = receipt.output_units
-        whole = exact_pico_usd(delivered.usage, flight.attempt.service)
-        billed = max(0, whole - delivered.billed_pico_usd)
-        delivered.billed_pico_usd += billed
-        delivered.signed = signed
+        # What failed before the client had anything may be made again from its beginning, by a node
+        # of another price: it is paid for as a part of the answer that is delivered, or not at all.
+        billed = 0
+        if complete or self.answer.started:
+            whole = exact_pico_usd(delivered.usage, flight.attempt.service)
+            billed = max(0, whole - delivered.billed_pico_usd)
+            delivered.billed_pico_usd += billed
+            delivered.signed = signed
         await self.gateway.bill(flight, self.hold, billed, delivered=self.answer.started)
         delivered.fee_pico_usd = self.hold.fee_pico_usd
         if not complete:

@@ -74,6 +74,7 @@ class Flight:
     response: Response | None = None
     chained: bool = False  # a chained receipt was asked for
     cheated: bool = False  # its receipt was refused: nothing about it is believed later
+    ours: bool = False  # another took its place: what it charges later is no client's
 
 
 @dataclass(slots=True)
@@ -97,6 +98,13 @@ class Flights:
         return any(
             flight.record.client_request_id == client_id for flight in self.unresolved.values()
         )
+
+    def superseded(self, client_id: str) -> None:
+        """One more node works on a client's answer: what those before it charge late is our own
+        cost, since the client pays for one answer."""
+        for flight in self.unresolved.values():
+            if flight.record.client_request_id == client_id:
+                flight.ours = True
 
     @asynccontextmanager
     async def open(

@@ -236,7 +236,10 @@ class Reconciler:
             # it pays for: this one is our own cost. It never pays more than what was held.
             client = record.client_request_id
             held = without_fee(account.held.get(client.encode(), 0), self.fee_bps)
-            held = held if late else receipt.charge_pico_usd
+            if late is None:  # of an earlier run, whose holds are gone
+                held = 0 if self._billed_elsewhere(record) else receipt.charge_pico_usd
+            elif late.ours:
+                held = 0
             if client not in self.flights.serving and held:
                 record.billed_pico_usd = min(held, receipt.charge_pico_usd)
                 record.fee_pico_usd = fee_down(record.billed_pico_usd, self.fee_bps)
@@ -247,6 +250,14 @@ class Reconciler:
                     self.walk_ins.billed(client, signed, billed)
             self._release(record)
         self.ledger.save_attempt(record, channel, key_hash)
+
+    def _billed_elsewhere(self, record: AttemptRecord) -> bool:
+        """Whether another attempt of the same request is on its bill."""
+        return any(
+            other.billed_pico_usd
+            for other in self.ledger.attempts_of(record.client_request_id)
+            if other.request_id != record.request_id
+        )
 
     def _prove(self, node: KnownNode, channel: PayerChannel, signed: SignedReceipt) -> None:
         """A receipt that is booked already: its signature may be the first that covers it."""

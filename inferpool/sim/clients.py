@@ -48,7 +48,7 @@ class Client:
     gateway: SimGateway
     random: Random
     outcomes: Counter[str] = field(default_factory=Counter)
-    charged_pico_usd: int = 0
+    told: dict[str, int] = field(default_factory=dict)  # prices of whole answers, by request
 
     async def run(self, until_s: float) -> None:
         """Ask again and again until virtual time `until_s`."""
@@ -117,8 +117,14 @@ class Client:
         if proof["receipt"] is None and proof["cost_pico_usd"]:
             raise BrokenAnswer("a charge without a receipt")
         self._check_text(got, text, body)
-        self.charged_pico_usd += proof["cost_pico_usd"]
+        if proof["receipt"] is not None:  # else it may come late
+            self._told(response, proof["cost_pico_usd"])
         return "chat" if proof["legs"] == 1 else "continued"
+
+    def _told(self, response: Response, cost_pico_usd: int) -> None:
+        named = response.header(b"x-request-id")
+        assert named is not None, "every answer has a name"
+        self.told[named.decode()] = cost_pico_usd
 
     @staticmethod
     def _check_text(got: str, text: str, body: dict[str, object]) -> None:
@@ -197,6 +203,9 @@ class Client:
             if response.status != 200:
                 return await _error_code(response)
             value = orjson.loads(await response.read(1 << 20))
+            cost = response.header(b"inferpool-cost")
+            if cost is not None and not hedge:  # what a second node charges all the same comes late
+                self._told(response, int(cost))
         finally:
             await response.close()
         wanted = [sum(data[4 * i : 4 * i + 4]) for i in range(rows)]

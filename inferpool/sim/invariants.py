@@ -18,6 +18,7 @@ from inferpool.payments.schema import (
     ROUTES,
 )
 from inferpool.protocol.encoding import to_hex
+from inferpool.protocol.job import Task
 from inferpool.protocol.lifecycle import AttemptState
 from inferpool.sim.parts import SimGateway, SimNode
 
@@ -210,6 +211,23 @@ def check_agreed(gateways: Iterable[SimGateway], nodes: Iterable[SimNode]) -> No
                 spent=account.spent_pico_usd,
                 attempts=spent,
             )
+
+
+def check_prices(gateway: SimGateway, told: dict[str, int]) -> None:
+    """At rest: who got a whole answer was billed what it was told, whatever came late from the
+    nodes that failed it; and nobody was billed more than one answer may cost."""
+    billed: dict[str, int] = {}
+    most: dict[str, int] = {}
+    for row in gateway.journal.read(select(ATTEMPTS)):
+        client, maximum = row.client_request_id, int(row.maximum_pico_usd)
+        billed[client] = billed.get(client, 0) + int(row.billed_pico_usd)
+        hedged = most.get(client, 0) if row.task == Task.TENSOR.value else 0
+        most[client] = max(most.get(client, 0), hedged + maximum)
+    for client, price in told.items():
+        facts = {"client": client, "told": price, "billed": billed.get(client)}
+        require(billed.get(client) == price, "a whole answer is billed as told", **facts)
+    for client, price in billed.items():
+        require(price <= most[client] or not client, "one answer, one price", client=client)
 
 
 def check_routes(gateway: SimGateway) -> None:

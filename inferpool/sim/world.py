@@ -253,6 +253,10 @@ class World:
         invariants.check_agreed(self._gateways, self._nodes.values())
         for gateway in self._gateways:
             invariants.check_routes(gateway)
+            told: dict[str, int] = {}
+            for client in clients:
+                told |= client.told if client.gateway is gateway else {}
+            invariants.check_prices(gateway, told)
         await self._claim()
         channels = [
             channel

@@ -147,6 +147,72 @@ async def test_a_whole_answer_that_nobody_can_go_on_with_is_made_again() -> None
         assert made.account.spent_pico_usd == 2 * price_of(undisturbed)
 
 
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+async def test_a_failed_leg_that_cost_more_than_the_answer_is_the_gateways(stream: bool) -> None:
+    """The first node fails after nine dear tokens that nobody got; the next one's answer is short
+    and cheap: that is what the client pays. Both nodes keep what they charged."""
+    async with pool(2) as made:
+        made.nodes[0].node.services.hosted[0].reprice(600_000, 2_400_000)
+        made.nodes[0].node.offers._signed = None
+        for known in made.known:
+            await made.gateway.gateway.directory.look(known)
+        first(made)
+        made.nodes[0].engine.fail_after = 9
+        made.nodes[1].engine.answer_tokens = 3
+        asks = {"stop": ["never said"], "inferpool": {"hold": True}}
+        answer = await made.chat(stream=stream, **asks)
+        assert answer.proof["legs"] == 2
+        assert answer.proof["output_units"] == 3
+        cheap = made.nodes[1].node.ledger.channels
+        price = sum(channel.total_pico_usd for channel in cheap.values())
+        assert price_of(answer) == price == made.account.spent_pico_usd
+        assert made.booked() == made.earned() > 2 * price
+        assert made.account.held_pico_usd == 0
+        await made.restart_gateway()
+        assert made.account.spent_pico_usd == price, "as on disk"
+
+
+async def late_receipts(made: Pool) -> None:
+    """Ask each node for what it has of ours."""
+    gateway = made.gateway.gateway
+    for known in made.known:
+        channel = gateway.treasury.known(known.address)
+        assert channel is not None
+        await gateway.reconciler.ask(known, channel)
+
+
+async def test_a_receipt_that_is_found_after_a_restart_bills_no_answer_twice() -> None:
+    async with pool(2) as made:
+        first(made)
+        cut_after(made.liar, 5)
+        made.liar.on_late = lambda _: []
+        answer = await made.chat(stream=True)
+        price = price_of(answer)
+        assert made.account.spent_pico_usd == price
+        await made.gateway.crash()
+        made.liar.on_late = None
+        await made.gateway.start()
+        await late_receipts(made)
+        assert made.booked() == made.earned() > price
+        assert made.account.spent_pico_usd == price, "the other node's answer was paid for"
+
+
+async def test_of_two_late_receipts_the_last_nodes_is_the_clients() -> None:
+    """The first node is cut, and the second dies between its last token and its receipt."""
+    async with pool(2) as made:
+        first(made)
+        cut_after(made.liar, 5)
+        made.pipe(url_of(1))
+        made.liars[url_of(1)].on_receipt = lambda _: None
+        answer = await made.chat(stream=True)
+        assert answer.text == expected_text("hello", 5, 10)
+        await asyncio.sleep(300)
+        assert made.booked() == made.earned()
+        second = sum(c.total_pico_usd for c in made.nodes[1].node.ledger.channels.values())
+        assert made.account.spent_pico_usd == second < made.booked()
+        assert made.account.held_pico_usd == 0
+
+
 async def test_a_stream_that_nobody_can_go_on_with_ends_in_an_error() -> None:
     async with pool(2) as made:
         first(made)
