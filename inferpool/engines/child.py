@@ -20,7 +20,7 @@ from typing import Any, Final
 from inferpool.protocol.errors import Unavailable
 
 STDERR_BYTES: Final = 16 * 1024  # the last words, for diagnosis
-MAX_LINE_BYTES: Final = 64 * 1024
+MAX_LINE_BYTES: Final = 1024 * 1024  # the names of some thousand control tokens
 START_TIMEOUT_S: Final = 120.0  # a large model from a slow disk
 STOP_TIMEOUT_S: Final = 2.0  # measured: 0.2 s after its stdin closed
 # What a process needs to run at all. No proxies (the child talks to nobody), no PYTHON* (another

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,7 @@ import orjson
 from inferpool.engines import sandbox
 from inferpool.engines.base import Progress, TextCall, TextChunk
 from inferpool.engines.child import Child, start_child
+from inferpool.engines.control_text import ControlText
 from inferpool.engines.llamacpp_wire import (
     CompletionReader,
     completion_body,
@@ -46,6 +48,7 @@ STABLE_S: Final = 60.0  # a child that lived this long starts with the first pau
 # The head comes with the first word on prefill. A slot that was left may take one batch to free.
 FIRST_WORD_S: Final = 60.0
 SHORT_CALL_S: Final = 30.0  # templates and tokens: 1 ms; more only beside a full prefill
+_STAND_INS: Final = 4  # control tokens that are tried as a marker; the first is good in practice
 MAX_PROMPT_BYTES: Final = 16 * 1024 * 1024  # an answer with a template or ids; bounds memory
 
 
@@ -81,6 +84,7 @@ class LlamaCppEngine:
         self._headers: list[tuple[bytes, bytes]] = []
         self._supervisor: asyncio.Task[None] | None = None
         self._retry_at_s = 0.0  # loop time
+        self._control = ControlText(())  # known once it is started
         self.restarts = 0
         self.sandbox = sandbox.NONE  # what holds the running child back, in words
         self.last_failure = ""
@@ -155,19 +159,48 @@ class LlamaCppEngine:
 
         Ids, not text: the answer's own ids are what was produced, and text cut anew may differ.
         """
-        if call.messages is None:
-            prompt = call.prompt or ""
-        else:
-            body = {"messages": template_messages(call.messages)}
-            prompt = (await self._ask(transport, "/apply-template", body))["prompt"]
+        prompt: str | list[int] = call.prompt or ""
+        if call.messages is not None:
+            messages = template_messages(call.messages)
+            if self._control.within(messages):
+                prompt = await self._literal(transport, messages)
+            else:
+                prompt = await self._template(transport, messages)
         if not prompt:
             raise BadRequest("the prompt is empty", param="prompt")
         if not call.resume:
             return prompt
-        return [*await self._tokens(transport, prompt, special=True), *call.resume]
+        if isinstance(prompt, str):
+            prompt = await self._tokens(transport, prompt, special=True)
+        return [*prompt, *call.resume]
 
-    async def _tokens(self, transport: HttpTransport, text: str, *, special: bool) -> list[int]:
-        body = {"content": text, "add_special": special, "parse_special": special}
+    async def _literal(self, transport: HttpTransport, messages: list[dict[str, str]]) -> list[int]:
+        """The prompt of messages that have control tokens in their text: see `control_text`."""
+        nonce = secrets.token_hex(8)
+        prompt = await self._template(transport, self._control.marked(messages, nonce))
+        for stand_in in islice(self._control.unused(prompt), _STAND_INS):
+            text, stands_for = self._control.unmarked(prompt, nonce, stand_in)
+            place = await self._tokens(transport, stand_in, special=True, begin=False)
+            found = await self._tokens(transport, text, special=True)
+            if len(place) == 1 and found.count(place[0]) == len(stands_for):
+                break
+        else:
+            raise BadRequest("the messages have control tokens of this model", param="messages")
+        plain = {t: await self._tokens(transport, t, special=False) for t in set(stands_for)}
+        rest = iter(stands_for)
+        pieces = (plain[next(rest)] if token == place[0] else [token] for token in found)
+        return [token for piece in pieces for token in piece]
+
+    async def _template(self, transport: HttpTransport, messages: list[dict[str, str]]) -> str:
+        body = {"messages": messages}
+        return str((await self._ask(transport, "/apply-template", body))["prompt"])
+
+    async def _tokens(
+        self, transport: HttpTransport, text: str, *, special: bool, begin: bool | None = None
+    ) -> list[int]:
+        """`special`: control tokens are read as such, and a prompt's beginning has its own."""
+        starts = special if begin is None else begin
+        body = {"content": text, "add_special": starts, "parse_special": special}
         ids: list[int] = (await self._ask(transport, "/tokenize", body))["tokens"]
         return ids
 
@@ -205,6 +238,7 @@ class LlamaCppEngine:
             (b"authorization", f"Bearer {key}".encode()),
         ]
         self._child = child
+        self._control = ControlText(child.answer["control"])
         self.sandbox = child.answer["sandbox"]
         if self.sandbox.startswith(sandbox.NONE):
             _LOG.warning("no sandbox for the engine of %s: %s", self.alias, self.sandbox)

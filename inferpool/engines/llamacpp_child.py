@@ -1,8 +1,8 @@
 """The child process of `llamacpp`: llama.cpp's own server, from the xllamacpp wheel.
 
 Run as `python -I llamacpp_child.py`. Reads one JSON line of configuration,
-answers one JSON line, {"url": ..., "sandbox": ...} or {"error": ...}, and leaves when its stdin
-closes. The model is read inside a sandbox: see `sandbox`.
+answers one JSON line, {"url": ..., "sandbox": ..., "control": the control tokens' texts} or
+{"error": ...}, and leaves when its stdin closes. The model is read inside a sandbox: see `sandbox`.
 Imports nothing of this package: it starts faster and cannot break with it.
 """
 
@@ -36,15 +36,17 @@ def main() -> None:
     os.dup2(2, 1)
     try:
         # Before the first thread and before a byte of the model is read.
-        sandbox = _sandbox().enter([config["path"]], bind_port=0)
+        reader = _beside("gguf_control")
+        sandbox = _beside("sandbox").enter([config["path"]], bind_port=0)
         threading.Thread(target=_leave_with_stdin, daemon=True).start()
         server = _serve(config)
+        control = reader.control_texts(config["path"])
     except Exception as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answer, flush=True)
         # C's exit, not os._exit: the library's log is a thread, which its end waits for, and what
         # it has not written yet is the reason.
         ctypes.CDLL(None).exit(1)
-    found = {"url": server.listening_address, "sandbox": sandbox}
+    found = {"url": server.listening_address, "sandbox": sandbox, "control": control}
     print(json.dumps(found), file=answer, flush=True)
     threading.Event().wait()
 
@@ -75,10 +77,10 @@ def _serve(config: dict[str, Any]) -> Any:
     return xllamacpp.Server(params)
 
 
-def _sandbox() -> Any:
-    """The module beside this file, by its path: this directory is no place to import from."""
-    path = Path(__file__).with_name("sandbox.py")
-    spec = importlib.util.spec_from_file_location("_sandbox", path)
+def _beside(name: str) -> Any:
+    """A module beside this file, by its path: this directory is no place to import from."""
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
