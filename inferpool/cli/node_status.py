@@ -126,13 +126,17 @@ def view(state: dict[str, Any]) -> RenderableType:
 
 def _model(item: dict[str, Any]) -> str:
     how = "ready" if item["ready"] else "unloaded" if item["unloaded"] else "not ready"
+    how = "out of memory for others" if item["cold"] else how
     how = "withheld" if item["withheld"] else how
+    failure = "" if item["ready"] else item["last_failure"]
+    failure = f"\n  not loaded: {failure}" if failure else ""
+    memory = f", {item['memory_bytes'] / 1e6:.0f} MB" if item["memory_bytes"] else ""
     prices = [item["price_in_pico_usd_per_unit"], item["price_out_pico_usd_per_unit"]]
     asked = "/".join(format_usd(value * 10**6) for value in prices if value) or "free"
     pace = f", {1e6 / item['unit_us']:.1f} {item['unit']}s/s" if item["unit_us"] else ""
     return (
         f"{item['model']}: {how}, {item['running']} of {item['slots']} running,"
-        f" {asked} per million {item['unit']}s{pace}"
+        f" {asked} per million {item['unit']}s{pace}{memory}{failure}"
     )
 
 

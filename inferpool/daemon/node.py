@@ -37,7 +37,7 @@ from inferpool.node.offers import OfferBook
 from inferpool.node.services import Hosted, Services
 from inferpool.payments.journal import SqlJournal
 from inferpool.protocol.encoding import to_hex
-from inferpool.protocol.errors import InferpoolError, Refused
+from inferpool.protocol.errors import Refused
 from inferpool.protocol.job import Task
 from inferpool.protocol.limits import OFFER_ENDPOINTS_MAX, RELAY_OPEN_TIMEOUT_S
 from inferpool.protocol.offer import Endpoint, binding_digest
@@ -62,7 +62,10 @@ def host(manifest: Manifest, engine: Any, config: NodeConfig) -> Hosted:
 async def load_services(
     config: NodeConfig, store: Store, on_progress: OnProgress | None = None
 ) -> Services:
-    """Pull what is missing and start every engine. Raises InferpoolError."""
+    """Pull what is missing and start every engine, side by side. Raises InferpoolError.
+
+    Under a memory cap none is started here: `Residents` loads what fits, one after the other.
+    """
     for price in (price for task in Task for price in general_prices(task, config)):
         per_unit(price)  # a mistake is told before anything is fetched, whatever is served
     prices_of(config)
@@ -72,15 +75,16 @@ async def load_services(
             pull_model, store, manifest, prefer=preferred(), on_progress=on_progress
         )
         hosted.append(host(manifest, make_engine(manifest, store, config), config))
-    started: list[Any] = []
-    try:
-        for item in hosted:
-            await item.engine.start()
-            started.append(item.engine)
-    except InferpoolError:
-        for engine in started:
-            await engine.close()
-        raise
+    for item in hosted:
+        item.closed = config.memory_max_mb > 0
+    starting = [item.engine for item in hosted if not item.closed]
+    ended = await asyncio.gather(*(engine.start() for engine in starting), return_exceptions=True)
+    failed = [error for error in ended if error is not None]
+    if failed:
+        for engine, error in zip(starting, ended, strict=True):
+            if error is None:
+                await engine.close()
+        raise failed[0]
     return Services(hosted)
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from inferpool.engines import sandbox
 from inferpool.engines.base import Embeddings
+from inferpool.engines.heap import give_back
 from inferpool.engines.onnx_file import reason_to_refuse
 from inferpool.engines.trial import tried
 from inferpool.protocol.errors import BadRequest, InferpoolError, Unavailable
@@ -63,6 +64,7 @@ class MiniLmEngine:
         if pool is not None:
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         self._session = self._encoder = None
+        await give_back()
 
     def ready(self) -> bool:
         """Whether a call would be taken now."""

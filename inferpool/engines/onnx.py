@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from inferpool.engines import sandbox
 from inferpool.engines.base import Tensor, TensorSpec
+from inferpool.engines.heap import give_back
 from inferpool.engines.onnx_file import reason_to_refuse
 from inferpool.engines.tensor_check import WIDTHS, check_inputs
 from inferpool.engines.trial import TIMEOUT_S, tried
@@ -86,6 +87,8 @@ class OnnxEngine:
         batcher, self._batcher, self._session = self._batcher, None, None
         if batcher is not None:
             await batcher.close()
+            del batcher
+            await give_back()
 
     def ready(self) -> bool:
         """Whether a call would be taken now."""

@@ -15,6 +15,7 @@ from threading import Event
 from typing import Any, Final
 
 from inferpool.engines import sandbox
+from inferpool.engines.heap import give_back
 from inferpool.engines.onnx_file import reason_to_refuse
 from inferpool.engines.png import grey_png
 from inferpool.engines.trial import tried
@@ -62,6 +63,7 @@ class TerrainEngine:
         if pool is not None:
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         self._session = None
+        await give_back()
 
     def ready(self) -> bool:
         """Whether a call would be taken now."""

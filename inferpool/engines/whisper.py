@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from inferpool.engines import sandbox
 from inferpool.engines.audio import RATE, decode
+from inferpool.engines.heap import give_back
 from inferpool.engines.trial import tried
 from inferpool.protocol.errors import BadRequest, InferpoolError, Unavailable
 from inferpool.protocol.transcription import Segment, Transcript
@@ -76,6 +77,7 @@ class WhisperEngine:
         if self._folder is not None:
             await asyncio.to_thread(shutil.rmtree, self._folder, True)
             self._folder = None
+        await give_back()
 
     def ready(self) -> bool:
         """Whether a call would be taken now."""

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from inferpool.chain.base import Chain
 from inferpool.clock import Clock
+from inferpool.gateway.feedback import Unmet
 from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.offer_index import OfferIndex
 from inferpool.identity.signing import verify
@@ -60,6 +61,7 @@ class Directory:
     on_found: Callable[[KnownNode], None] = lambda node: None
     nodes: dict[bytes, KnownNode] = field(default_factory=dict)
     index: OfferIndex = field(default_factory=OfferIndex)
+    unmet: Unmet = field(default_factory=Unmet)
     _bound: dict[bytes, bytes] = field(default_factory=dict)  # node key -> owner, by the registry
     _leases: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
     _pipes: dict[str, Transport] = field(default_factory=dict)

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.router import Candidate, why_not
+from inferpool.protocol.limits import TEXT_MAX, UNMET_MAX, UNMET_MS
+
+
+@dataclass(slots=True)
+class Unmet:
+    """Models that callers with an account asked for of late, and nobody offered: told to nodes,
+    which may have one of them out of memory."""
+
+    _asked_ms: OrderedDict[str, int] = field(default_factory=OrderedDict)
+
+    def note(self, model: str, now_ms: int) -> None:
+        """Count one request; the name that was asked for longest ago is forgotten first."""
+        if len(model) > TEXT_MAX:  # no offer can name it
+            return
+        self._asked_ms[model] = now_ms
+        self._asked_ms.move_to_end(model)
+        if len(self._asked_ms) > UNMET_MAX:
+            self._asked_ms.popitem(last=False)
+
+    def names(self, now_ms: int) -> list[str]:
+        """What was asked for within the last minute."""
+        return [name for name, at_ms in self._asked_ms.items() if now_ms - at_ms <= UNMET_MS]
 
 
 def tally(candidates: Sequence[Candidate]) -> None:

@@ -255,7 +255,12 @@ class Gateway:
         caller.check_model(job.model)
         caller.account.at(self.clock.now_ms())
         free = caller.free_pico_usd
-        return self.choose(job, caller, free, prompt, preferences, tallied=tallied)
+        try:
+            return self.choose(job, caller, free, prompt, preferences, tallied=tallied)
+        except BadRequest as error:
+            if error.code == "model_not_found":
+                self.directory.unmet.note(job.model, self.clock.now_ms())
+            raise
 
     def choose(
         self,

@@ -63,4 +63,10 @@ class PushedOffers:
             self._telling.add(telling)
             telling.add_done_callback(self._telling.discard)
         now = self.clock.now_ms()
-        await request.answer_json({"valid_until_ms": node.offer.valid_until_ms, **word(node, now)})
+        await request.answer_json(
+            {
+                "valid_until_ms": node.offer.valid_until_ms,
+                **word(node, now),
+                "unmet": self.directory.unmet.names(now),
+            }
+        )

@@ -108,7 +108,7 @@ class Controls:
             "since_ms": duty.since_ms,
             "running": node.busy,
             "others_percent": duty.others_percent,
-            "memory_bytes": duty.own_memory,
+            "memory_bytes": duty.residents.memory,
             "models": [_model(item) for item in node.services.hosted],
             "lease": orjson.loads(node.lease().encode()),
             "receipts": sum(channel.seq for channel in channels),
@@ -145,6 +145,8 @@ def _model(item: Hosted) -> dict[str, object]:
         "ready": item.engine.ready(),
         "withheld": item.withheld,
         "unloaded": item.closed,
+        "cold": item.cold,  # for want of memory
+        "memory_bytes": item.memory,  # that it took when it was loaded; 0: not known
         "running": item.running,
         "slots": item.slots,
         "unit": item.task.unit,
@@ -153,7 +155,7 @@ def _model(item: Hosted) -> dict[str, object]:
         "first_unit_ms": round(item.pace.first_unit_ms, 1),
         "unit_us": round(item.pace.unit_us, 1),
         "restarts": getattr(item.engine, "restarts", 0),
-        "last_failure": getattr(item.engine, "last_failure", ""),
+        "last_failure": item.failure or getattr(item.engine, "last_failure", ""),
         "sandbox": getattr(item.engine, "sandbox", ""),  # what holds its reader back, in words
     }
 

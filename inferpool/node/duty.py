@@ -11,19 +11,18 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from inferpool.clock import Clock
 from inferpool.node.load import LoadMeter
 from inferpool.node.measure import EnergyCounters
 from inferpool.node.node import Node
-from inferpool.node.policy import CALM_MS, MEMORY_PAUSE_MS, Decision, Policy, Sight, decide
-from inferpool.protocol.errors import InferpoolError
+from inferpool.node.policy import CALM_MS, Decision, Policy, Sight, decide
+from inferpool.node.residents import GRACE_S, Residents
 from inferpool.protocol.lifecycle import NODE_MOVES, NodeState, move
 
 _LOG = logging.getLogger("inferpool.duty")
 LOOK_EVERY_S: Final = 0.25
-GRACE_S: Final = 1.0  # for what runs, before the engines are closed; memory is free within two
 _POLL_S: Final = 0.02
 _MEMORY_EVERY: Final = 8  # looks: memory changes slowly, and reading it costs a file a process
 _HOUR_MS: Final = 3_600_000
@@ -50,13 +49,14 @@ class Duty:
     since_ms: int = 0
     drained: bool = False
     others_percent: int = 0
-    own_memory: int = 0
-    held_back: set[str] = field(default_factory=set)  # models that the owner took out
+    residents: Residents = field(init=False)
     _disturbed_ms: int = _NEVER
-    _over_cap_ms: int = _NEVER
     _looks: int = 0
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _energy: tuple[int, int, int] = (0, 0, 0)  # hour, microjoules, busy ms
+
+    def __post_init__(self) -> None:
+        self.residents = Residents(self.node, self.meter)
 
     async def run(self) -> None:
         """Look for ever."""
@@ -72,10 +72,11 @@ class Duty:
     async def _tick(self) -> None:
         decision = decide(self.policy, self._see(), offering=self.state is NodeState.OFFERING)
         if decision.state is NodeState.OFFERING:
-            await self._work()
-        else:
+            decision = await self._load(decision)
+        if decision.state is not NodeState.OFFERING:
             await self._stop(decision)
-        await self._free_held_back()
+        elif self.state is not NodeState.OFFERING:
+            self._enter(NodeState.OFFERING, "")
         self._account()
 
     def _see(self) -> Sight:
@@ -86,38 +87,23 @@ class Duty:
             if self.others_percent > policy.idle_load_percent // 2:
                 self._disturbed_ms = now
         if self._looks % _MEMORY_EVERY == 0:
-            self.own_memory = self.meter.own_memory()
+            self.residents.look()
         self._looks += 1
-        if policy.memory_max and self.own_memory > policy.memory_max:
-            self._over_cap_ms = now
         return Sight(
             minute=self.minute(),
             drained=self.drained,
             others_percent=self.others_percent,
             calm_ms=min(CALM_MS, now - self._disturbed_ms),
-            own_memory=self.own_memory,
-            memory_paused_ms=min(MEMORY_PAUSE_MS, now - self._over_cap_ms),
         )
 
-    async def _work(self) -> None:
-        """Load what is not loaded, then offer. An engine that cannot load is tried again."""
-        loaded = False
-        for item in self.node.services.hosted:
-            if item.manifest.name not in self.held_back and item.closed:
-                loaded |= await self._load(item)
-        if self.state is not NodeState.OFFERING:
-            self._enter(NodeState.OFFERING, "")
-        elif loaded:
-            self.node.announce()
-
-    async def _load(self, item: Any) -> bool:
-        try:
-            await item.engine.start()
-        except InferpoolError as error:
-            _LOG.warning("%s is not loaded: %s", item.manifest.name, error.message)
-            return False
-        item.closed = False
-        return True
+    async def _load(self, decision: Decision) -> Decision:
+        """Load what is not loaded and fits; where nothing does, the node pauses."""
+        await self.residents.settle(self.policy.memory_max)
+        if not self.residents.starved:
+            return decision
+        cap, used = self.policy.memory_max >> 20, self.residents.memory >> 20
+        why = f"no model fits: the memory cap is {cap} MB, {used} are used"
+        return Decision(NodeState.PAUSED, why)
 
     async def _stop(self, decision: Decision) -> None:
         if (self.state, self.reason) != (decision.state, decision.reason):
@@ -128,22 +114,15 @@ class Duty:
         elif self.node.busy:
             return  # a later look unloads, when what runs has ended
         if decision.unload:
-            await self.unload()
+            await self.residents.close()
+        else:
+            await self.residents.release()
 
     async def _wait_idle(self, limit_s: float) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + limit_s
         while self.node.busy and loop.time() < end:  # noqa: ASYNC110 - a second at most
             await asyncio.sleep(_POLL_S)
-
-    async def unload(self) -> None:
-        """Close every engine that is open; the next work opens them again."""
-        open_ = [item for item in self.node.services.hosted if not item.closed]
-        for item in open_:
-            item.closed = True
-        await asyncio.gather(*(item.engine.close() for item in open_))
-        if open_:
-            self.own_memory = self.meter.own_memory()
 
     def _enter(self, state: NodeState, reason: str, *, renamed: bool = False) -> None:
         if not renamed:
@@ -167,15 +146,8 @@ class Duty:
         for item in self.node.services.hosted:
             if item.manifest.name == model:
                 item.withheld = withheld
-        (self.held_back.add if withheld else self.held_back.discard)(model)
         self.node.announce()
         await self.tick()
-
-    async def _free_held_back(self) -> None:
-        for item in self.node.services.hosted:
-            if item.withheld and not item.closed and not item.running:
-                item.closed = True
-                await item.engine.close()
 
     # -- energy ----------------------------------------------------------------------------------
 

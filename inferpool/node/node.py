@@ -7,7 +7,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NoReturn
 
 from inferpool.clock import Clock
 from inferpool.engines.base import TensorEngine
@@ -40,6 +40,7 @@ from inferpool.transport.asgi import HttpRequest
 from inferpool.transport.base import Headers
 
 _SEED_MASK: Final = 2**32 - 1
+_LOADING_S: Final = 3  # after which a caller of a model that is out of memory asks again
 
 
 @dataclass(slots=True)
@@ -69,7 +70,10 @@ class Admission:
 
     async def __aenter__(self) -> Work:
         node, asked = self.node, self.node.check(self.request, self.hosted, self.job)
+        if self.hosted.cold:
+            await node.want(self, asked)
         self.hosted.take_place()
+        self.hosted.used_ms = node.clock.now_ms()
         self._request_id = asked.request_id
         node.running.add(asked.request_id)
         try:
@@ -91,6 +95,7 @@ class Admission:
     def _leave(self) -> None:
         self.node.running.discard(self._request_id)
         self.hosted.leave_place()
+        self.hosted.used_ms = self.node.clock.now_ms()
 
 
 @dataclass(slots=True)
@@ -143,8 +148,9 @@ class Node:
         parsed = InferRequest.parse(model, body, length)
         hosted = self.services.find(model, Task.TENSOR)
         engine: TensorEngine = hosted.engine
-        inputs = read_inputs(parsed, engine.inputs)
-        check_outputs(parsed, engine.outputs)
+        ready = engine.ready()  # before it was loaded once, nobody knows what it takes
+        inputs = read_inputs(parsed, engine.inputs) if ready else []
+        check_outputs(parsed, engine.outputs if ready else ())
         job, loop = parsed.job, asyncio.get_running_loop()
         async with self.admit(request, hosted, job, body, None) as work:
             begun = loop.time()
@@ -176,7 +182,7 @@ class Node:
         own, request_id = identify(request.headers, self.random)
         offer, offer_hash = self._accepted(request, own)
         service = offer.service(job.model)
-        if service is None and hosted.engine.ready() and not hosted.withheld:
+        if service is None and hosted.open:
             raise PaymentRequired(
                 f"The offer that was taken does not sell {job.model!r};"
                 " fetch /.well-known/inferpool/offer.",
@@ -208,6 +214,21 @@ class Node:
             own=asked.own,
             started_ms=self.clock.now_ms(),
             chained=asked.own and self._chained(request, asked.units),
+        )
+
+    async def want(self, admission: Admission, asked: Asked) -> NoReturn:
+        """Note that a model which is out of memory is asked for by somebody who can pay.
+
+        Raises Unavailable, PaymentNeeded. A caller who cannot pay turns nobody out of memory.
+        """
+        channel = await self._pay(admission.request, asked.request_id, asked.units, own=asked.own)
+        channel.release(asked.request_id)
+        admission.hosted.wanted_ms = self.clock.now_ms()
+        raise Unavailable(
+            f"{admission.hosted.manifest.name} left this node's memory to others; it is loaded"
+            " again where there can be room. Ask again in a moment.",
+            code="engine_unavailable",
+            retry_after_s=_LOADING_S,
         )
 
     def _accepted(self, request: HttpRequest, own: bool) -> tuple[Offer, bytes]:

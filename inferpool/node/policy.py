@@ -1,6 +1,6 @@
 """When this machine works for others: a pure function of the owner's wishes and what is seen.
 
-    drained by hand > outside working hours > others need the machine > too much memory > offering
+    drained by hand > outside working hours > others need the machine > offering
 
 Only the owner's own need cuts what runs: then a second is left to finish, and memory is given
 back. Everything else lets running work end first.
@@ -16,7 +16,6 @@ from inferpool.protocol.errors import Refused
 from inferpool.protocol.lifecycle import NodeState
 
 CALM_MS: Final = 5_000  # quiet for so long before work is taken again
-MEMORY_PAUSE_MS: Final = 60_000  # engines grow slowly: a new try a minute
 _DAY: Final = 24 * 60
 _HOURS: Final = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)-([01]?\d|2[0-4]):([0-5]\d)")
 
@@ -26,7 +25,7 @@ class Policy:
     """What the owner wants. `hours` are spans of minutes of the local day; none: always.
 
     `idle_load_percent`: of one core, what other processes may use before work stops; None: any.
-    `memory_max`: bytes of this node and its engines; 0: any.
+    `memory_max`: bytes of this node and its engines; 0: any. It is `residents` that keeps it.
     """
 
     hours: tuple[tuple[int, int], ...] = ()
@@ -42,8 +41,6 @@ class Sight:
     drained: bool = False  # by the owner's hand
     others_percent: int = 0  # of one core, used by other processes
     calm_ms: int = CALM_MS  # since others last used more than half of what they may
-    own_memory: int = 0
-    memory_paused_ms: int = MEMORY_PAUSE_MS  # since memory last was above the cap
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +67,6 @@ def decide(policy: Policy, sight: Sight, *, offering: bool) -> Decision:
         if sight.others_percent > most or (not offering and sight.calm_ms < CALM_MS):
             why = f"other programs use {sight.others_percent} % of a core, {most} % are allowed"
             return Decision(NodeState.PAUSED, why, cut=True, unload=True)
-    if policy.memory_max:
-        if sight.own_memory > policy.memory_max:
-            why = f"the engines use {sight.own_memory >> 20} MB, over the cap"
-            return Decision(NodeState.PAUSED, why, cut=True, unload=True)
-        if not offering and sight.memory_paused_ms < MEMORY_PAUSE_MS:
-            return Decision(NodeState.PAUSED, "the engines were over the memory cap", unload=True)
     return OFFER
 
 

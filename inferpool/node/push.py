@@ -22,6 +22,7 @@ _LOG = logging.getLogger("inferpool.push")
 OFFERS_PATH: Final = "/inferpool/offers"
 AGAIN_S: Final = 30.0  # a gateway that restarted knows us no more; a new offer goes at once
 RETRY_S: Final = 2.0
+COLD_S: Final = 5.0  # while a model is out of memory: somebody may be asking for it
 _TIMEOUT_S: Final = 10.0
 _ANSWER_MAX: Final = 64 * 1024
 
@@ -62,12 +63,17 @@ class Pusher:
                 changed = asyncio.ensure_future(self._node.changed.wait())
                 try:
                     await self.push(url, pipe)
-                    pause_s = AGAIN_S if self.told[url].accepted else RETRY_S
+                    pause_s = self._pause_s(self.told[url].accepted)
                     await asyncio.wait([changed], timeout=pause_s)
                 finally:
                     changed.cancel()
         finally:
             await pipe.close()
+
+    def _pause_s(self, accepted: bool) -> float:
+        if not accepted:
+            return RETRY_S
+        return COLD_S if any(item.cold for item in self._node.services.hosted) else AGAIN_S
 
     async def push(self, url: str, pipe: Transport) -> None:
         """Push once; what came of it is in `told`."""
@@ -76,6 +82,7 @@ class Pusher:
         try:
             told.word = await self._send(pipe)
             told.accepted, told.error = True, ""
+            self._node.services.wish(told.word.get("unmet"), told.at_ms)
         except InferpoolError as error:
             told.accepted, told.error = False, error.message
             _LOG.info("%s did not take the offer: %s", url, error.message)

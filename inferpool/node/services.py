@@ -63,6 +63,15 @@ class Hosted:
     running: int = 0
     withheld: bool = False  # by the owner: loaded or not, it is not offered
     closed: bool = False  # unloaded on purpose, to be started again
+    leaving: bool = False  # it is unloaded when its work has ended, and takes no more
+    cold: bool = False  # for want of memory: loaded again when there is room, or for who pays
+    memory: int = 0  # bytes that it took when it was in memory; 0: it never was
+    used_ms: int = 0  # when a call last began or ended
+    wanted_ms: int = 0  # when it was last asked for while it was cold
+    loaded_ms: int = 0
+    retry_ms: int = 0  # not loaded again before
+    failures: int = 0  # of its loading, since it was loaded
+    failure: str = ""  # why, in words
     pace: Pace = field(default_factory=Pace)
     _service: Service | None = None
 
@@ -70,6 +79,16 @@ class Hosted:
     def task(self) -> Task:
         """The manifest's task."""
         return Task(self.manifest.task)
+
+    @property
+    def open(self) -> bool:
+        """Whether a call would be taken now."""
+        return not self.withheld and not self.leaving and bool(self.engine.ready())
+
+    @property
+    def needs(self) -> int:
+        """Bytes of memory that it takes: as measured, before that no less than its files."""
+        return self.memory or self.manifest.size
 
     def service(self) -> Service:
         """The entry in the node's offer; one object, since every request compares it."""
@@ -135,7 +154,7 @@ class Hosted:
 
         Raises Unavailable(overloaded) when full.
         """
-        if self.withheld or not self.engine.ready():
+        if not self.open:
             raise Unavailable(
                 f"The engine of {self.manifest.name} is not ready yet.",
                 code="engine_unavailable",
@@ -180,7 +199,13 @@ class Services:
 
     def offered(self) -> list[Service]:
         """What an offer may name now: services whose engine is ready."""
-        return [item.service() for item in self.hosted if item.engine.ready() and not item.withheld]
+        return [item.service() for item in self.hosted if item.open]
+
+    def wish(self, names: object, now_ms: int) -> None:
+        """Models that a gateway's callers asked for and nobody offers: a cold one is wanted."""
+        for item in self.hosted:
+            if item.cold and isinstance(names, list) and item.manifest.name in names:
+                item.wanted_ms = now_ms
 
     @property
     def engines(self) -> list[Engine]:
@@ -190,4 +215,4 @@ class Services:
     @property
     def free_slots(self) -> int:
         """Calls that would start at once."""
-        return sum(max(0, item.slots - item.running) for item in self.hosted)
+        return sum(max(0, item.slots - item.running) for item in self.hosted if item.open)

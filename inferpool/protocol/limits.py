@@ -101,6 +101,8 @@ CONTROL_BODY_MAX: Final = 16 * 1024
 PUSHES_AT_ONCE: Final = 10  # offers from one address in a burst: several nodes behind one router
 PUSH_EVERY_MS: Final = 2_000  # then one; a node pushes twice a minute
 PUSHERS_MAX: Final = 10_000  # addresses that are remembered
+UNMET_MAX: Final = 64  # names of models that were asked for and nobody offers
+UNMET_MS: Final = 60_000  # told to nodes for so long
 CANARY_EVERY_MS: Final = 3_600_000  # for one node
 CANARIES_PER_HOUR_MAX: Final = 60  # for all: each may open a channel, which costs gas
 

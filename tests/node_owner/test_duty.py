@@ -11,7 +11,7 @@ from owner_kit import NODE_URL, Net, net, until
 from test_load import hog
 
 from inferpool.node.load import LoadMeter
-from inferpool.node.policy import CALM_MS, MEMORY_PAUSE_MS, Policy, parse_hours
+from inferpool.node.policy import CALM_MS, Policy, parse_hours
 from inferpool.protocol.errors import Unavailable
 from inferpool.protocol.lifecycle import NodeState
 
@@ -82,21 +82,6 @@ async def test_a_node_that_starts_outside_its_hours_waits(tmp_path: Path) -> Non
         assert world.duty.state is NodeState.PAUSED
         assert services(world) == []
         assert not world.node.engine.ready()
-
-
-async def test_memory_over_the_cap_unloads_for_a_minute(tmp_path: Path) -> None:
-    policy = Policy(memory_max=1)
-    meter = LoadMeter()  # this process is over one byte
-    async with net(tmp_path, policy=policy, meter=meter) as world:
-        assert world.duty.state is NodeState.PAUSED
-        assert "over the cap" in world.duty.reason
-        assert not world.node.engine.ready()
-        world.duty.policy = Policy(memory_max=1 << 50)
-        await world.duty.tick()
-        assert world.duty.state is NodeState.PAUSED, "not again at once"
-        await asyncio.sleep(MEMORY_PAUSE_MS / 1000)
-        await world.duty.tick()
-        assert world.duty.state is NodeState.OFFERING
 
 
 async def test_a_model_is_taken_out_and_put_back(tmp_path: Path) -> None:

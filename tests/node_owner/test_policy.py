@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferpool.node.policy import CALM_MS, MEMORY_PAUSE_MS, Policy, Sight, decide, parse_hours
+from inferpool.node.policy import CALM_MS, Policy, Sight, decide, parse_hours
 from inferpool.payments.payers import Payers
 from inferpool.protocol.errors import Refused, Unauthorized
 from inferpool.protocol.lifecycle import NODE_MOVES, NodeState
@@ -18,8 +18,6 @@ sights = st.builds(
     st.booleans(),
     st.integers(0, 800),
     st.integers(0, CALM_MS),
-    st.integers(0, 10**10),
-    st.integers(0, MEMORY_PAUSE_MS),
 )
 spans = st.lists(st.tuples(minutes, minutes).filter(lambda span: span[0] != span[1]), max_size=3)
 policies = st.builds(
@@ -45,9 +43,6 @@ def test_work_is_taken_only_where_every_wish_allows_it(
     if policy.idle_load_percent is not None:
         assert sight.others_percent <= policy.idle_load_percent
         assert offering or sight.calm_ms >= CALM_MS
-    if policy.memory_max:
-        assert sight.own_memory <= policy.memory_max
-        assert offering or sight.memory_paused_ms >= MEMORY_PAUSE_MS
 
 
 def _minutes_of(begin: int, end: int) -> set[int]:
@@ -60,7 +55,7 @@ def test_only_the_owners_own_need_cuts_what_runs(
 ) -> None:
     decision = decide(policy, sight, offering=offering)
     if decision.cut:
-        assert policy.idle_load_percent is not None or policy.memory_max
+        assert policy.idle_load_percent is not None
         assert decision.unload
 
 
