@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -71,44 +70,41 @@ class Caller:
     client_ids: list[str] = field(default_factory=list)  # of its request, once it is held
     shared: SharedLimits | None = None  # that count its request, where others do too
     walk_in: WalkIn | None = None  # where it pays by x402
+    purses: list[Purse] = field(init=False)  # and the limits that its requests count against:
+    rates: list[Rate] = field(init=False)  # of the key, and of the team that it is in now
+
+    def __post_init__(self) -> None:
+        account, team = self.account, self.account.team
+        self.purses = [account] if team is None else [account, team]
+        self.rates = [account.rate] if team is None else [account.rate, team.rate]
 
     @property
     def free_pico_usd(self) -> int | None:
         """What its next request may cost; None without a limit."""
-        return self.account.free_pico_usd if self.walk_in is None else self.walk_in.most_pico_usd
+        if self.walk_in is not None:
+            return self.walk_in.most_pico_usd
+        for purse in self.purses:
+            if purse.limited:
+                return self.account.free_pico_usd
+        return None
 
-    @property
-    def rates(self) -> list[Rate]:
-        """The limits that its requests count against."""
-        team = self.account.team
-        return [self.account.rate] if team is None else [self.account.rate, team.rate]
-
-    @property
-    def rules(self) -> list[Rules]:
-        """The rules that its requests must keep."""
-        return [purse.rules for purse in self.account.purses]
-
-    @asynccontextmanager
-    async def admitted(
-        self, now_ms: int, shared: SharedLimits | None = None
-    ) -> AsyncIterator[None]:
-        """While a request of it is served. Raises RateLimited, Unavailable."""
-        rates, account, purses = self.rates, self.account, self.account.purses
-        self.shared = shared if shared is not None and shared.concerns(account) else None
+    async def begin(self, now_ms: int, shared: SharedLimits | None = None) -> None:
+        """A request of it begins, and `end` follows. Raises RateLimited, Unavailable."""
+        self.shared = shared if shared is not None and shared.concerns(self.account) else None
         if self.shared is not None:
-            await self.shared.begin(account)
+            await self.shared.begin(self.account)
         else:
-            for rate in rates:
+            for rate in self.rates:
                 rate.check(now_ms)
-        for rate in rates:
+        for rate in self.rates:
             rate.begin(counted=self.shared is not None)
-        try:
-            yield
-        finally:
-            for rate in rates:
-                rate.end()
-            if self.shared is not None:
-                self.shared.end(purses)
+
+    def end(self) -> None:
+        """A request that began is served."""
+        for rate in self.rates:
+            rate.end()
+        if self.shared is not None:
+            self.shared.end(self.purses)
 
     async def take_tokens(self, units: int, now_ms: int) -> None:
         """Count expected tokens, to be corrected at the end. Raises RateLimited, Unavailable."""
@@ -116,7 +112,8 @@ class Caller:
             await self.shared.take_tokens(self.account, units)
             return
         for rate in self.rates:
-            rate.check_tokens(units, now_ms)
+            if rate.tokens.per_minute is not None:
+                rate.check_tokens(units, now_ms)
         self.correct_tokens(units)
 
     def correct_tokens(self, units: int) -> None:
@@ -125,15 +122,20 @@ class Caller:
             self.shared.correct_tokens(self.account, units)
             return
         for rate in self.rates:
-            rate.tokens.take(units)
+            if rate.tokens.per_minute is not None:
+                rate.tokens.take(units)
 
-    def rate_headers(self, now_ms: int) -> list[Header]:
+    def rate_headers(self, now_ms: int) -> Sequence[Header]:
         """OpenAI's headers, of the key's own limits, else of its team's."""
-        return next((found for rate in self.rates if (found := rate.headers(now_ms))), [])
+        for rate in self.rates:
+            if rate.requests.per_minute is not None or rate.tokens.per_minute is not None:
+                return rate.headers(now_ms)
+        return ()
 
     def check_model(self, model: str) -> None:
         """Whether its rules name this model, or none. Raises Unauthorized(model_refused)."""
-        for rules in self.rules:
+        for purse in self.purses:
+            rules = purse.rules
             if rules.models and model not in rules.models:
                 raise Unauthorized(
                     f"This API key may not use {model!r}; it may use {', '.join(rules.models)}.",
@@ -143,7 +145,7 @@ class Caller:
 
     def allows(self, job: Job, now_ms: int) -> Allows | None:
         """Why a service is ruled out by its rules, "" where it is not; None where nothing is."""
-        strict = [rules for rules in self.rules if _strict(rules)]
+        strict = [purse.rules for purse in self.purses if _strict(purse.rules)]
         if not strict:
             return None
 
@@ -162,12 +164,12 @@ def both(one: Allows | None, other: Allows | None) -> Allows | None:
 
 
 def _strict(rules: Rules) -> bool:
-    prices = (
-        rules.max_in_pico_usd_per_unit,
-        rules.max_out_pico_usd_per_unit,
-        rules.max_request_pico_usd,
+    return not (
+        rules.min_trust_percent == 0
+        and rules.max_in_pico_usd_per_unit is None
+        and rules.max_out_pico_usd_per_unit is None
+        and rules.max_request_pico_usd is None
     )
-    return bool(rules.min_trust_percent) or any(price is not None for price in prices)
 
 
 def _why_not(rules: Rules, job: Job, now_ms: int, node: KnownNode, service: Service) -> str:
@@ -197,6 +199,7 @@ class Hold:
     most_pico_usd: int  # reserved so far: the dearest maximum of those that were tried
     complete: bool = False
     manifest: bytes = b""  # of the node that serves it
+    expected_units: int = 0  # counted against token rates before, corrected at the end
     choices: int = 0  # made for it so far
     units: int = 0  # that settled attempts used
     fee_bps: int = 0

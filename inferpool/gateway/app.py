@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from inferpool import __version__
 from inferpool.gateway import openapi
@@ -37,7 +37,7 @@ from inferpool.gateway.gateway import Gateway
 from inferpool.gateway.neighbours import Neighbours, no_twin
 from inferpool.gateway.pushes import PushedOffers
 from inferpool.gateway.quote import quote
-from inferpool.gateway.replay import Replays
+from inferpool.gateway.replay import Replays, may_repeat
 from inferpool.gateway.status import explained, model_object, status, together
 from inferpool.gateway.walk_ins import WalkIns
 from inferpool.metrics import CONTENT_TYPE
@@ -60,7 +60,6 @@ from inferpool.transport.asgi import (
 from inferpool.transport.base import TransportError
 
 _LOG = logging.getLogger("inferpool.gateway")
-Work = Callable[[HttpRequest], Awaitable[None]]
 Serve = Callable[[HttpRequest, bytes, Caller], Awaitable[None]]
 _PROXY_MAX = 256 * 1024
 _ROUTES = "/inferpool/routes/"
@@ -133,15 +132,7 @@ class GatewayApp:
     async def _route(self, request: HttpRequest) -> None:
         method, path = request.method, request.path
         if method == "POST" and path in self._paid:
-            caller = await self._caller(request)
-            limit, serve = self._paid[path]
-            body = await request.body(limit)
-
-            async def work(through: HttpRequest) -> None:
-                async with self._admitted(through, caller):
-                    await serve(through, body, caller)
-
-            await self._served(request, body, caller, work)
+            await self._paid_for(request, *self._paid[path])
         elif path.startswith("/v2/models/"):
             await self._model(request)
         elif (method, path) in self._plain:
@@ -166,19 +157,31 @@ class GatewayApp:
             allowed += [known for known, plain in self._plain if plain == path]
             raise unserved(request, allowed)
 
-    async def _served(self, request: HttpRequest, body: bytes, caller: Caller, work: Work) -> None:
+    async def _paid_for(self, request: HttpRequest, limit: int, serve: Serve) -> None:
         """Once, however often its caller sends it; walk-ins have nothing that tells them apart,
         and pay for each request."""
+        caller = self._known(request) or await self._caller(request)
+        body = await request.body(limit)
+        if caller.walk_in is not None:
+            caller.walk_in.read(body)
+        elif self._neighbours is not None or may_repeat(request):
+            await self._once(request, body, caller, serve)
+            return
+        await self._admitted(request, body, caller, serve)
+
+    async def _once(self, request: HttpRequest, body: bytes, caller: Caller, serve: Serve) -> None:
+        """Serve what may have come before, here or at another process, or may come again."""
+
+        async def work(through: HttpRequest) -> None:
+            await self._admitted(through, body, caller, serve)
+
         neighbour = self._neighbours.asks(request) if self._neighbours is not None else None
         if neighbour is not None and self._neighbours is not None:
             yields = neighbour < self._neighbours.lane.name
             if not await self._replays.serve_neighbour(request, body, caller, yields=yields):
                 await no_twin(request)
-        elif caller.walk_in is None:
-            await self._replays.serve(request, body, caller, work)
         else:
-            caller.walk_in.read(body)
-            await work(request)
+            await self._replays.serve(request, body, caller, work)
 
     async def _fail(self, request: HttpRequest, error: InferpoolError) -> None:
         self._gateway.metrics.refused(error.code)
@@ -193,41 +196,50 @@ class GatewayApp:
         except RuntimeError:  # the answer had begun: it ends here, without its clean end
             _LOG.warning("%s broke off in mid-answer: %s", request.path, error.message)
 
-    @asynccontextmanager
-    async def _admitted(self, request: HttpRequest, caller: Caller) -> AsyncIterator[None]:
-        """While a paid request is served, within the rate limits of its key, and while what it
-        costs can be written down. Raises RateLimited, Unavailable."""
+    async def _admitted(
+        self, request: HttpRequest, body: bytes, caller: Caller, serve: Serve
+    ) -> None:
+        """Serve a paid request, within the rate limits of its key, and while what it costs can be
+        written down. Raises RateLimited, Unavailable."""
         gateway = self._gateway
         gateway.ledger.journal.check()
         now_ms = gateway.clock.now_ms
         request.added = lambda: caller.rate_headers(now_ms())
         if caller.walk_in is not None:
             request.added = caller.walk_in.headers
-        async with caller.admitted(now_ms(), gateway.shared):
-            yield
+        await caller.begin(now_ms(), gateway.shared)
+        try:
+            await serve(request, body, caller)
+        finally:
+            caller.end()
 
     async def _quote(self, request: HttpRequest) -> None:
         caller = await self._caller(request)
         body = await request.body(limits.BODY_CHAT_MAX)
         await request.answer_json(await quote(self._gateway, caller, body))
 
+    def _known(self, request: HttpRequest) -> Caller | None:
+        """The account behind the API key, where this process knows it."""
+        key = _key(request)
+        now_ms = self._gateway.clock.now_ms()
+        found = self._gateway.ledger.account(key, now_ms) if key else None
+        return Caller(*found) if found is not None else None
+
     async def _caller(self, request: HttpRequest) -> Caller:
         """The account behind the API key. Raises Unauthorized."""
-        value = request.headers.get(b"authorization", b"").decode("latin-1")
-        key = value[7:].strip() if value[:7].lower() == "bearer " else ""
-        ledger, now_ms = self._gateway.ledger, self._gateway.clock.now_ms()
-        found = ledger.account(key, now_ms) if key else None
+        found, key = self._known(request), _key(request)
         if found is None and key and self._gateway.shared is not None:
             await self._gateway.shared.catch_up()  # it may be new, of another process
-            found = ledger.account(key, now_ms)
+            found = self._known(request)
         if found is not None:
-            return Caller(*found)
+            return found
         if self._anyone is not None and request.is_local():
             return Caller(self._anyone.account_id, self._anyone.account)
         walk_ins = self._gateway.walk_ins
         if walk_ins is not None and not key:
             return walk_ins.caller(request)
-        if key and (ended_ms := ledger.keys.expired_ms(key, now_ms)):
+        keys, now_ms = self._gateway.ledger.keys, self._gateway.clock.now_ms()
+        if key and (ended_ms := keys.expired_ms(key, now_ms)):
             raise Unauthorized(
                 f"This API key ended at {told_time(ended_ms)}. Ask who gave it to you for another.",
                 code="key_expired",
@@ -243,14 +255,8 @@ class GatewayApp:
         name = parts[0]
         rest = parts[3:] if parts[1:2] == ["versions"] else parts[1:]
         if request.method == "POST" and rest == ["infer"]:
-            caller = await self._caller(request)
-            body = await request.body(limits.BODY_TENSOR_MAX)
-
-            async def work(through: HttpRequest) -> None:
-                async with self._admitted(through, caller):
-                    await self._gateway.infer(through, name, body, caller)
-
-            await self._served(request, body, caller, work)
+            infer = partial(self._gateway.infer, name)
+            await self._paid_for(request, limits.BODY_TENSOR_MAX, infer)
         elif request.method == "GET" and rest in ([], ["ready"]):
             await self._proxy(request, name, "/".join(["", *rest]))
         else:
@@ -352,3 +358,9 @@ class GatewayApp:
         if others is not None:
             found = together(found, await others.all_say(request))
         await request.answer_json(found)
+
+
+def _key(request: HttpRequest) -> str:
+    """The API key of a request, "" for none."""
+    value = request.headers.get(b"authorization", b"").decode("latin-1")
+    return value[7:].strip() if value[:7].lower() == "bearer " else ""

@@ -78,7 +78,7 @@ class _OneNode(TextRun):
 
 @dataclass(slots=True)
 class Canaries:
-    """Sends them from one gateway. `caller`: the account that is billed."""
+    """Sends them from one gateway. `caller`: whose account is billed."""
 
     gateway: Gateway
     caller: Caller
@@ -148,7 +148,7 @@ class Canaries:
 
     async def _chat(self, node: KnownNode, parsed: ChatRequest) -> None:
         route = Route([self._candidate(node, parsed.job)])
-        async with self.gateway.hold(self.caller, route) as hold:
+        async with self.gateway.hold(self._caller(), route) as hold:
             run = _OneNode(self.gateway, _Silent(), parsed, hold, self.gateway.seed(None))
             await run.run(hold.candidates)
             hold.complete = run.delivered.signed is not None
@@ -163,7 +163,11 @@ class Canaries:
         errand = relay.tensors(
             InferRequest.parse(model, body, None), body, None, {}, NO_PREFERENCES
         )
-        await relay.run(self.gateway, errand, self.caller, route)
+        await relay.run(self.gateway, errand, self._caller(), route)
+
+    def _caller(self) -> Caller:
+        """Of one request."""
+        return Caller(self.caller.account_id, self.caller.account)
 
     @staticmethod
     async def _metadata(node: KnownNode, model: str) -> Any:

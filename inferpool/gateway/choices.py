@@ -52,7 +52,7 @@ async def serve(
     async with AsyncExitStack() as stack:
         holds: list[Hold] = []
         for _ in range(parsed.choices):
-            route = await gateway.route(one.job, caller, prompt, preferences)
+            route = gateway.route(one.job, caller, prompt, preferences)
             holds.append(await stack.enter_async_context(gateway.hold(caller, route)))
         created_s = gateway.clock.now_ms() // 1000
         form = form_of(parsed)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from binascii import hexlify
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,7 +27,7 @@ from inferpool.payments.payer_ledger import AttemptRecord, PayerLedger
 from inferpool.payments.request_ids import unique
 from inferpool.protocol import headers
 from inferpool.protocol.attempt import Attempt
-from inferpool.protocol.encoding import sha256, to_hex
+from inferpool.protocol.encoding import hex_bytes, sha256
 from inferpool.protocol.errors import (
     CODES,
     BadRequest,
@@ -39,7 +39,8 @@ from inferpool.protocol.errors import (
 from inferpool.protocol.job import Job
 from inferpool.protocol.lifecycle import AttemptState
 from inferpool.protocol.limits import VOUCHER_RETRIES_MAX
-from inferpool.protocol.price import maximum, maximum_pico_usd
+from inferpool.protocol.offer import Terms
+from inferpool.protocol.price import amount, maximum_pico_usd
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.receipt_chain import ChainedReceipt
 from inferpool.protocol.voucher import Voucher
@@ -92,6 +93,8 @@ class Flights:
     active: dict[bytes, Flight] = field(default_factory=dict)
     unresolved: dict[bytes, Flight] = field(default_factory=dict)
     serving: set[str] = field(default_factory=set)  # client requests that are not answered yet
+    # By channel: what was paid with last, and the header for it.
+    _paid: dict[bytes, tuple[Voucher, Terms, int, bytes]] = field(default_factory=dict)
 
     def pending(self, client_id: str) -> bool:
         """Whether an attempt of a client's request may still be charged."""
@@ -106,34 +109,33 @@ class Flights:
             if flight.record.client_request_id == client_id:
                 flight.ours = True
 
-    @asynccontextmanager
-    async def open(
+    def open(
         self, candidate: Candidate, job: Job, client_id: str, account: str, seed: int
-    ) -> AsyncIterator[Flight]:
-        """Authorise one attempt. Raises PaymentRequired, Unavailable before anything is owed."""
-        flight = await self._authorise(candidate, job, client_id, account, seed)
-        node, record = flight.node, flight.record
-        request_id = flight.attempt.request_id
-        self.active[request_id] = flight
-        node.began()
-        try:
-            yield flight
-            node.succeeded(self.clock.now_ms())
+    ) -> _Opened:
+        """While one attempt is under way. Raises PaymentRequired, Unavailable before anything is
+        owed."""
+        return _Opened(self, candidate, job, client_id, account, seed)
+
+    async def end(self, flight: Flight, candidate: Candidate, error: BaseException | None) -> None:
+        """An attempt is over; `error`: where it ended by one."""
+        node = flight.node
+        if error is None:
+            node.succeeded(flight.record.ended_ms)
             self._learn(flight, candidate)
-        except InferpoolError as error:
-            record.error_code = error.code
+        elif isinstance(error, InferpoolError):
+            flight.record.error_code = error.code
             flight.cheated = isinstance(error, ReceiptInvalid | AnswerInvalid)
             if flight.cheated:
                 flight.channel.distrust()
             if not isinstance(error, BadRequest) and error.code != "ledger_unavailable":
                 node.failed(self.clock.now_ms(), error.code)
-            raise
-        finally:
-            node.ended()
-            del self.active[request_id]
+        node.ended()
+        del self.active[flight.attempt.request_id]
+        try:
             if flight.response is not None:
                 await flight.response.close()
-            if record.state is not AttemptState.SETTLED:
+        finally:
+            if flight.record.state is not AttemptState.SETTLED:
                 self._give_up(flight)
 
     def _learn(self, flight: Flight, candidate: Candidate) -> None:
@@ -150,29 +152,34 @@ class Flights:
         )
         self.changed(flight.node)
 
-    async def _authorise(
+    async def authorise(
         self, candidate: Candidate, job: Job, client_id: str, account: str, seed: int
     ) -> Flight:
+        """Begin an attempt: its maximum is held, its voucher signed."""
         node, service = candidate.node, candidate.service
-        offer = node.offer
-        channel = await self.treasury.channel(offer)
+        offer, treasury = node.offer, self.treasury
+        channel = treasury.ready(offer) or await treasury.channel(offer)
+        most = maximum_pico_usd(job, service)  # of what is sent: it may go on
         now_ms = self.clock.now_ms()
         mark = unique(now_ms, self.random)
         attempt = Attempt(
-            request_id=self.treasury.request_ids.mint(mark, channel.channel_id),
+            request_id=treasury.request_ids.mint(mark, channel.channel_id),
             offer=offer,
             offer_hash=node.offer_hash,
             service=service,
             job=job,
-            maximum_pico_usd=maximum_pico_usd(job, service),  # of what is sent: it may go on
-            maximum_units=maximum(job, service, offer.terms.asset_decimals),
+            maximum_pico_usd=most,
+            maximum_units=amount(most, offer.terms.asset_decimals),
             channel_id=channel.channel_id,
             seed=seed,
             started_ms=now_ms,
         )
         voucher = await self._voucher(attempt, channel)
         record = AttemptRecord.of(attempt, client_id, account)
-        return Flight(attempt, record, node, channel, voucher)
+        flight = Flight(attempt, record, node, channel, voucher)
+        self.active[attempt.request_id] = flight
+        node.began()
+        return flight
 
     async def _voucher(self, attempt: Attempt, channel: PayerChannel) -> Voucher:
         for _ in range(VOUCHER_RETRIES_MAX):
@@ -221,49 +228,45 @@ class Flights:
         Raises what the node answered otherwise: BadRequest where the request itself is at fault,
         else Unavailable or PaymentRequired, after which another node may be tried.
         """
-        attempt = flight.attempt
+        attempt, channel = flight.attempt, flight.channel
         flight.request_hash = sha256(body)
-        config, terms = flight.channel.config, attempt.offer.terms
         fixed = [
             *extra,
             (headers.VERSION, headers.VERSION_SPOKEN),
-            (headers.REQUEST_ID, to_hex(attempt.request_id).encode()),
-            (headers.OFFER, to_hex(attempt.offer_hash).encode()),
-            (headers.BOOKED, b"%d %d" % flight.channel.booked),
+            (headers.REQUEST_ID, b"0x" + hexlify(attempt.request_id)),
+            (headers.OFFER, hex_bytes(attempt.offer_hash)),
+            (headers.BOOKED, b"%d %d" % channel.booked),
         ]
-        flight.chained = chained and flight.channel.takes_chained(
-            self.treasury.window(attempt.offer.terms)
-        )
-        if flight.chained:
+        if chained and channel.takes_chained(self.treasury.window(attempt.offer.terms)):
+            flight.chained = True
             fixed.append((headers.RECEIPTS, headers.CHAINED))
         flight.record.move(AttemptState.SENT)
         for _ in range(VOUCHER_RETRIES_MAX + 1):
-            paid = x402.payment_signature(config, flight.voucher, terms, attempt.maximum_units)
-            payment = (headers.PAYMENT_SIGNATURE, paid)
-            response = await self._request(flight, path, [*fixed, payment], body, timeout_s)
+            payment = (headers.PAYMENT_SIGNATURE, self._payment(flight))
+            flight.sent = True
+            try:
+                response = await flight.node.transport.request(
+                    "POST", path, [*fixed, payment], body, timeout_s=timeout_s
+                )
+            except TransportError as error:
+                flight.sent = error.sent
+                raise
+            flight.response = response
             if response.status == 200:
                 return response
             await self._refused(flight, response)
         raise Unavailable("The node takes no voucher of ours.", code="node_failed")
 
-    async def _request(
-        self,
-        flight: Flight,
-        path: str,
-        sent_headers: list[tuple[bytes, bytes]],
-        body: bytes,
-        timeout_s: float,
-    ) -> Response:
-        flight.sent = True
-        try:
-            response = await flight.node.transport.request(
-                "POST", path, sent_headers, body, timeout_s=timeout_s
-            )
-        except TransportError as error:
-            flight.sent = error.sent
-            raise
-        flight.response = response
-        return response
+    def _payment(self, flight: Flight) -> bytes:
+        """The header that pays: within a window mostly the same bytes as last time."""
+        channel, voucher, attempt = flight.channel, flight.voucher, flight.attempt
+        terms, units = attempt.offer.terms, attempt.maximum_units
+        last = self._paid.get(channel.channel_id)
+        if last is not None and last[0] is voucher and last[1] is terms and last[2] == units:
+            return last[3]
+        paid = x402.payment_signature(channel.config, voucher, terms, units)
+        self._paid[channel.channel_id] = (voucher, terms, units, paid)
+        return paid
 
     async def _refused(self, flight: Flight, response: Response) -> None:
         """Learn from an answer that is not 200; returns only where sending again makes sense."""
@@ -385,6 +388,28 @@ class Flights:
     def save(self, flight: Flight, key_hash: bytes | None) -> asyncio.Future[None]:
         """Make a settled attempt durable with its channel and account, in one unit."""
         return self.ledger.save_attempt(flight.record, flight.channel, key_hash)
+
+
+class _Opened:
+    """The context of `Flights.open`."""
+
+    __slots__ = ("_candidate", "_flight", "_flights", "_of")
+
+    def __init__(
+        self, flights: Flights, candidate: Candidate, job: Job, client_id: str, account: str,
+        seed: int,
+    ) -> None:  # fmt: skip
+        self._flights, self._candidate = flights, candidate
+        self._of = (job, client_id, account, seed)
+        self._flight: Flight | None = None
+
+    async def __aenter__(self) -> Flight:
+        self._flight = flight = await self._flights.authorise(self._candidate, *self._of)
+        return flight
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        assert self._flight is not None, "it was entered"
+        await self._flights.end(self._flight, self._candidate, error)
 
 
 def _error_of(status: int, body: bytes) -> InferpoolError:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
@@ -54,6 +53,7 @@ from inferpool.protocol.preferences import NO_PREFERENCES, RoutePreferences, pre
 from inferpool.protocol.receipt import Outcome, SignedReceipt
 from inferpool.protocol.transcription import TranscriptionRequest
 from inferpool.transport.asgi import EVENT_STREAM, HttpRequest, stop_task
+from inferpool.transport.patience import Deadline
 
 _LOG = logging.getLogger("inferpool.gateway")
 _SEED_BYTES: Final = 4
@@ -82,6 +82,7 @@ class Gateway:
     flights: Flights = field(init=False)
     reconciler: Reconciler = field(init=False)
     prefixes: PrefixMap = field(default_factory=PrefixMap)
+    _written: Deadline = field(default_factory=lambda: Deadline(LEDGER_PATIENCE_S))
     _draw: Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -138,7 +139,7 @@ class Gateway:
         if parsed.choices > 1:
             await choices.serve(self, request, parsed, caller, prompt, preferences)
             return
-        route = await self.route(parsed.job, caller, prompt, preferences)
+        route = self.route(parsed.job, caller, prompt, preferences)
         try:
             async with self.hold(caller, route) as hold:
                 answer = self._answer(request, parsed, hold)
@@ -177,12 +178,13 @@ class Gateway:
             )
         return WholeAnswer(request, hold.client_id, parsed.model, created_s, form, tells=tells)
 
-    async def infer(self, request: HttpRequest, model: str, body: bytes, caller: Caller) -> None:
+    async def infer(self, model: str, request: HttpRequest, body: bytes, caller: Caller) -> None:
         """`POST /v2/models/M/infer`: the body passes as it came."""
         length = request.headers.get(headers.INFERENCE_HEADER_LENGTH)
         parsed = InferRequest.parse(model, body, length)
         errand = relay.tensors(parsed, body, length, request.headers, _preferences(request))
-        await request.answer(200, *await relay.run(self, errand, caller))
+        answer, extra = await relay.run(self, errand, caller)
+        await request.answer(200, answer, extra)
 
     async def embed(self, request: HttpRequest, body: bytes, caller: Caller) -> None:
         """`POST /v1/embeddings`."""
@@ -239,7 +241,7 @@ class Gateway:
 
     # -- the steps -------------------------------------------------------------------------------
 
-    async def route(
+    def route(
         self,
         job: Job,
         caller: Caller,
@@ -292,53 +294,68 @@ class Gateway:
             tally(route.candidates)
         return route
 
-    @asynccontextmanager
-    async def hold(self, caller: Caller, route: Route) -> AsyncIterator[Hold]:
-        """Reserve the first candidate's maximum that the budget covers, and more where a dearer
-        one is tried; settle on what was delivered. Raises PaymentRequired where it covers none,
+    def hold(self, caller: Caller, route: Route) -> _Holding:
+        """While a request is served: its hold on the budget.
+
+        Reserves the first candidate's maximum that the budget covers, and more where a dearer one
+        is tried; settles on what was delivered. Raises PaymentRequired where it covers none,
         RateLimited where the tokens that are expected are too many.
 
         Where an attempt is still unresolved when the request ends without a final bill (the client
         left, the pipe was cut), the hold stays until the reconciler has the receipt or knows that
         there is none.
         """
-        client_id = "req_" + unique(self.clock.now_ms(), self.random).hex()
+        return _Holding(self, caller, route)
+
+    async def begin(self, caller: Caller, route: Route) -> Hold:
+        """Reserve for a request, and count what it may use."""
         if caller.walk_in is not None:
             await caller.walk_in.pay(route, self.fee_bps)
-        expected = route.units_in + route.units_out
+        now_ms = self.clock.now_ms()
+        client_id = "req_" + unique(now_ms, self.random).hex()
         try:
             hold = await self._held(caller, route, client_id)
-            await caller.take_tokens(expected, self.clock.now_ms())
+            hold.expected_units = route.units_in + route.units_out
+            await caller.take_tokens(hold.expected_units, now_ms)
         except BaseException:
             await asyncio.shield(self._end(caller, client_id))
             raise
         self.note(hold, route)
         caller.client_ids.append(client_id)
         self.flights.serving.add(client_id)
-        try:
-            yield hold
-        except InferpoolError as error:
+        return hold
+
+    async def end(self, hold: Hold, error: BaseException | None) -> None:
+        """A request is over; `error`: where it ended by one."""
+        caller, client_id = hold.caller, hold.client_id
+        walk_in = caller.walk_in
+        if isinstance(error, InferpoolError):
             error.request_id = client_id
-            if caller.walk_in is not None:
-                caller.walk_in.failed = True
-            raise
-        finally:
-            self.flights.serving.discard(client_id)
-            caller.correct_tokens(hold.units - expected)
-            # A walk-in that was told an error pays nothing, whatever its nodes charge later.
-            forgiven = caller.walk_in is not None and caller.walk_in.failed
-            if hold.complete or forgiven or not self.flights.pending(client_id):
+            if walk_in is not None:
+                walk_in.failed = True
+        self.flights.serving.discard(client_id)
+        caller.correct_tokens(hold.units - hold.expected_units)
+        # A walk-in that was told an error pays nothing, whatever its nodes charge later.
+        forgiven = walk_in is not None and walk_in.failed
+        if hold.complete or forgiven or not self.flights.pending(client_id):
+            if walk_in is None:
+                self.free(caller.account, client_id)
+            else:
                 await asyncio.shield(self._end(caller, client_id))
-            elif caller.walk_in is not None and self.walk_ins is not None:
-                self.walk_ins.waiting[client_id] = caller.walk_in
+        elif walk_in is not None and self.walk_ins is not None:
+            self.walk_ins.waiting[client_id] = walk_in
 
     async def _held(self, caller: Caller, route: Route, client_id: str) -> Hold:
         account, bps = caller.account, self.fee_bps
-        free = caller.free_pico_usd
-        free = None if free is None else without_fee(free, bps)
-        covered = [c for c in route.candidates if free is None or c.maximum_pico_usd <= free]
-        cheapest = min(candidate.maximum_pico_usd for candidate in route.candidates)
-        most = covered[0].maximum_pico_usd if covered else cheapest
+        free, covered = caller.free_pico_usd, route.candidates
+        if free is not None:
+            free = without_fee(free, bps)
+            covered = [c for c in route.candidates if c.maximum_pico_usd <= free]
+        most = (
+            min(c.maximum_pico_usd for c in route.candidates)
+            if not covered
+            else (covered[0].maximum_pico_usd)
+        )
         with_fee = most + fee_up(most, bps)
         shared = caller.shared
         if shared is not None and not await shared.reserve(account, client_id, with_fee):
@@ -346,18 +363,14 @@ class Gateway:
         try:
             account.hold(client_id.encode(), with_fee)
         except PaymentRequired:
-            self.release(caller, client_id)
+            self.free(account, client_id)
             raise
         return Hold(client_id, caller, covered, most, fee_bps=bps)
 
     async def _end(self, caller: Caller, client_id: str) -> None:
-        self.release(caller, client_id)
+        self.free(caller.account, client_id)
         if caller.walk_in is not None:
             await caller.walk_in.settle(Outcome.CANCELLED)
-
-    def release(self, caller: Caller, client_id: str) -> None:
-        """End a hold."""
-        self.free(caller.account, client_id)
 
     def free(self, account: Account, client_id: str) -> None:
         """End a hold, here and in the common book."""
@@ -391,8 +404,7 @@ class Gateway:
         self.metrics.settled(record)
         saved = self.flights.save(flight, hold.caller.account_id)
         try:
-            async with asyncio.timeout(LEDGER_PATIENCE_S):
-                await asyncio.shield(saved)
+            await self._written.wait(saved)
         except TimeoutError:
             if not delivered:
                 account.refund(billed_pico_usd + record.fee_pico_usd)
@@ -433,10 +445,28 @@ class Gateway:
         return list(found.values())
 
 
+class _Holding:
+    """The context of `Gateway.hold`."""
+
+    __slots__ = ("_caller", "_gateway", "_hold", "_route")
+
+    def __init__(self, gateway: Gateway, caller: Caller, route: Route) -> None:
+        self._gateway, self._caller, self._route = gateway, caller, route
+        self._hold: Hold | None = None
+
+    async def __aenter__(self) -> Hold:
+        self._hold = hold = await self._gateway.begin(self._caller, self._route)
+        return hold
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        assert self._hold is not None, "it was entered"
+        await self._gateway.end(self._hold, error)
+
+
 def _preferences(
     request: HttpRequest, found: RoutePreferences = NO_PREFERENCES
 ) -> RoutePreferences:
     """The body's, else the header's."""
-    if found != NO_PREFERENCES:
+    if found is not NO_PREFERENCES and found != NO_PREFERENCES:
         return found
     return preferences_of(request.headers.get(headers.PROVIDER))

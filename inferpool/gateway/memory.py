@@ -45,16 +45,14 @@ class TwoSpeed:
 
     def add(self, share: float, now_ms: int) -> None:
         """One more call."""
-        self._age(now_ms)
-        self.fast += FAST * (share - self.fast)
-        self.slow += SLOW * (share - self.slow)
-        self.calls += 1
-
-    def _age(self, now_ms: int) -> None:
-        since_ms = now_ms - self.at_ms
-        self.fast *= _left(since_ms, FAST_HALF_MS)
-        self.slow *= _left(since_ms, SLOW_HALF_MS)
+        if self.slow or share:  # else there is nothing to forget, as long as all goes well
+            since_ms = now_ms - self.at_ms
+            self.fast *= _left(since_ms, FAST_HALF_MS)
+            self.slow *= _left(since_ms, SLOW_HALF_MS)
+            self.fast += FAST * (share - self.fast)
+            self.slow += SLOW * (share - self.slow)
         self.at_ms = max(self.at_ms, now_ms)
+        self.calls += 1
 
     def now(self, now_ms: int) -> float:
         """The worse of both memories now."""
@@ -83,10 +81,13 @@ class Latency:
     strain: float = 1.0
     at_ms: int = 0
     late: float = LATE_UNKNOWN  # 95 of 100 calls take at most this times the line
+    base: float = 0.0  # of the line, as the sums have it
+    slope: float = 0.0
 
     def observe(self, units_in: int, first_ms: float, now_ms: int) -> None:
         """The first unit of a call came after `first_ms`."""
-        expected = self._line(units_in) if self.weight >= LINE_CALLS else first_ms
+        known = self.weight >= LINE_CALLS
+        expected = self.base + self.slope * units_in if known else first_ms
         ratio = min(STRAIN_MAX, first_ms / max(1.0, expected))
         self.late += LATE_STEP * self.late * (0.95 if ratio > self.late else -0.05)
         self.late = max(1.0, self.late)
@@ -99,6 +100,11 @@ class Latency:
         self.y = keep * self.y + first_ms
         self.xx = keep * self.xx + units_in * units_in
         self.xy = keep * self.xy + units_in * first_ms
+        spread = self.weight * self.xx - self.x * self.x
+        self.slope = 0.0
+        if spread > 1e-6 * self.weight * self.xx:
+            self.slope = max(0.0, (self.weight * self.xy - self.x * self.y) / spread)
+        self.base = max(0.0, (self.y - self.slope * self.x) / self.weight)
 
     def observe_pace(self, units_out: int, after_first_ms: float) -> None:
         """`units_out` more units took that long."""
@@ -110,20 +116,14 @@ class Latency:
     def _strain(self, now_ms: int) -> float:
         return 1.0 + (self.strain - 1.0) * _left(now_ms - self.at_ms, FAST_HALF_MS)
 
-    def _line(self, units_in: float) -> float:
-        spread = self.weight * self.xx - self.x * self.x
-        slope = 0.0
-        if spread > 1e-6 * self.weight * self.xx:
-            slope = max(0.0, (self.weight * self.xy - self.x * self.y) / spread)
-        base = max(0.0, (self.y - slope * self.x) / self.weight)
-        return base + slope * units_in
-
     def first_ms(self, units_in: int, lease: Lease | None, now_ms: int) -> float:
         """Expected time to the first unit, without any queue."""
         said = (lease.first_unit_ms if lease else 0) or UNKNOWN_FIRST_MS
         if not self.weight:
             return float(said)
-        known = self._line(units_in) * max(1.0, self._strain(now_ms))
+        known = self.base + self.slope * units_in
+        if self.strain > 1.0:
+            known *= self._strain(now_ms)
         return (self.weight * known + LEASE_WEIGHT * said) / (self.weight + LEASE_WEIGHT)
 
     def unit_us(self, lease: Lease | None) -> float:
@@ -136,7 +136,7 @@ class Latency:
 
     def prefill_ms(self, units: int) -> float:
         """What the line says that many units in cost: what a warm prefix saves."""
-        return self._line(units) - self._line(0) if self.weight >= 2 else 0.0
+        return self.slope * units if self.weight >= 2 else 0.0
 
 
 _UNSEEN: Final = Latency()

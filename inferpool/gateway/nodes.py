@@ -45,11 +45,10 @@ class KnownNode:
     asked: int = 0  # choices in which it was a candidate, since the start
     chosen: int = 0
     lost: dict[str, int] = field(default_factory=dict)  # to what it lost the others
+    address: bytes = field(init=False)  # the node key's: that of every offer it makes
 
-    @property
-    def address(self) -> bytes:
-        """The node key's address."""
-        return self.offer.node
+    def __post_init__(self) -> None:
+        self.address = self.offer.node
 
     @property
     def pipe_is_own(self) -> bool:

@@ -16,6 +16,7 @@ from itertools import islice
 from random import Random
 from typing import Final
 
+from inferpool.gateway.memory import CallClass
 from inferpool.gateway.nodes import KnownNode
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.job import Task
@@ -37,6 +38,10 @@ class Entry:
 
     node: KnownNode
     service: Service
+    call_class: CallClass = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.call_class = self.service.call_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class Shape:
             self.units_in * service.price_in_pico_usd_per_unit
             + self.units_out * service.price_out_pico_usd_per_unit
         )
-        line = node.memory.latency(service.call_class)
+        line = node.memory.latency(entry.call_class)
         time_ms = line.first_ms(self.units_in, node.lease, 0)
         time_ms += self.units_out * line.unit_us(node.lease) / _MS_PER_S
         whole = price + self.pico_usd_per_s * time_ms / _MS_PER_S
@@ -136,8 +141,9 @@ class Ranking:
 
 @dataclass(slots=True)
 class Market:
-    """All services under one name for one task."""
+    """All services under one name for one task. `_first_ranking` is told when one begins."""
 
+    _first_ranking: Callable[[], None] = lambda: None
     entries: dict[bytes, Entry] = field(default_factory=dict)
     newcomers: OrderedDict[bytes, Entry] = field(default_factory=OrderedDict)
     _rankings: OrderedDict[Shape, Ranking] = field(default_factory=OrderedDict)
@@ -150,7 +156,8 @@ class Market:
         if entry is None or entry.node is not node:
             self.drop(address)
             entry = self.entries[address] = Entry(node, service)
-        entry.service = service  # in place: rankings hold the entry
+        # In place: rankings hold the entry.
+        entry.service, entry.call_class = service, service.call_class
         if node.memory.served < NEWCOMER_CALLS:
             self.newcomers[address] = entry
         if self._rankings:
@@ -183,6 +190,8 @@ class Market:
                 ranking.put(self.entries[address])
         found = self._rankings.get(shape)
         if found is None:
+            if not self._rankings:
+                self._first_ranking()
             found = self._rankings[shape] = Ranking(shape, self.entries.values())
             if len(self._rankings) > RANKINGS_MAX:
                 self._rankings.popitem(last=False)
@@ -209,6 +218,9 @@ class OfferIndex:
 
     _markets: dict[tuple[str, Task], Market] = field(default_factory=dict)
     _listed: dict[bytes, dict[tuple[str, Task], Service]] = field(default_factory=dict)
+    # Of the nodes that were touched: their markets that have a ranking, as long as none begins or
+    # ends to have one, and the node lists the same.
+    _ranked: dict[bytes, list[Market]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, nodes: Iterable[KnownNode]) -> OfferIndex:
@@ -220,18 +232,20 @@ class OfferIndex:
 
     def put(self, node: KnownNode) -> None:
         """A node's offer is new or has changed."""
+        self._ranked.pop(node.address, None)
         wanted = dict(_services(node))
         for key in self._listed.get(node.address, {}).keys() - wanted.keys():
             self._unlist(key, node.address)
         for key, service in wanted.items():
             market = self._markets.get(key)
             if market is None:
-                market = self._markets[key] = Market()
+                market = self._markets[key] = Market(self._ranked.clear)
             market.put(node, service)
         self._listed[node.address] = wanted
 
     def drop(self, address: bytes) -> None:
         """A node is forgotten."""
+        self._ranked.pop(address, None)
         for key in self._listed.pop(address, {}):
             self._unlist(key, address)
 
@@ -243,11 +257,13 @@ class OfferIndex:
 
     def touch(self, address: bytes) -> None:
         """A node's speed or failures changed."""
-        markets = self._markets
-        for key in self._listed.get(address, ()):
-            market = markets[key]
-            if market.ranked:
-                market.touch(address)
+        ranked = self._ranked.get(address)
+        if ranked is None:
+            listed = self._listed.get(address, ())
+            found = [self._markets[key] for key in listed]
+            ranked = self._ranked[address] = [market for market in found if market.ranked]
+        for market in ranked:
+            market.touch(address)
 
     def market(self, model: str, task: Task) -> Market | None:
         """The services under a model's name or manifest id (0x hex) that do a task."""

@@ -29,7 +29,7 @@ def value_of_time(preferences: RoutePreferences, usual_pico_usd_per_s: int) -> i
 
 def allows(preferences: RoutePreferences, job: Job, now_ms: int) -> Allows | None:
     """Why a service is ruled out, "" where it is not; None where nothing is."""
-    if preferences == NO_PREFERENCES:
+    if preferences is NO_PREFERENCES or preferences == NO_PREFERENCES:
         return None
     return lambda node, service: _why_not(preferences, job, now_ms, node, service)
 
@@ -81,7 +81,7 @@ def quantization(service: Service) -> str:
 def arrange(candidates: Iterable[Candidate], wanted: RoutePreferences) -> list[Candidate]:
     """The candidates as the client wants them tried; what it left open, the router decided."""
     found = list(candidates)
-    if wanted == NO_PREFERENCES:
+    if wanted is NO_PREFERENCES or wanted == NO_PREFERENCES:
         return found
     place = {address: i for i, address in enumerate(wanted.order)}
     last = len(place)

@@ -33,7 +33,7 @@ async def quote(gateway: Gateway, caller: Caller, body: bytes) -> dict[str, obje
     """The answer to `{"path": ..., "request": {...}}`: the request as it would be sent to that
     path. Raises what the request itself would meet before anything is sent."""
     job = _job(body)
-    route = await gateway.route(job, caller, tallied=False)
+    route = gateway.route(job, caller, tallied=False)
     bps = gateway.fee_bps
     prices = [candidate.price_pico_usd for candidate in route.candidates]
     maxima = [candidate.maximum_pico_usd for candidate in route.candidates]

@@ -21,7 +21,7 @@ from inferpool.gateway.router import Candidate, Route
 from inferpool.payments.checks import ReceiptInvalid
 from inferpool.protocol import headers
 from inferpool.protocol.embeddings import EmbeddingsRequest
-from inferpool.protocol.encoding import sha256, to_hex
+from inferpool.protocol.encoding import hex_bytes, sha256
 from inferpool.protocol.errors import (
     BadRequest,
     InferpoolError,
@@ -146,7 +146,7 @@ async def run(
 ) -> Answer:
     """The answer of the first node that gives one. Raises BadRequest, Unavailable."""
     preferences = errand.preferences
-    route = only or await gateway.route(errand.job, caller, preferences=preferences)
+    route = only or gateway.route(errand.job, caller, preferences=preferences)
     last: InferpoolError = Unavailable("No node was tried.", code="no_node")
     async with gateway.hold(caller, route) as hold:
         left = deque(hold.candidates[:ATTEMPTS_MAX])
@@ -233,8 +233,8 @@ async def _fetch(gateway: Gateway, candidate: Candidate, errand: Errand, hold: H
         kept = [(name, found) for name, found in response.headers if name in _KEPT]
         ours = [
             (b"x-request-id", hold.client_id.encode()),
-            (headers.NODE, to_hex(flight.node.address).encode()),
-            (headers.COST, str(charge).encode()),
+            (headers.NODE, hex_bytes(flight.node.address)),
+            (headers.COST, b"%d" % charge),
         ]
         if gateway.fee_bps:
             ours.append((headers.FEE, str(flight.record.fee_pico_usd).encode()))

@@ -75,6 +75,12 @@ class Twin:
         self.news = asyncio.Event()
 
 
+def may_repeat(request: HttpRequest) -> bool:
+    """Whether anything tells a request from others: only then can it have a twin."""
+    sent = request.headers
+    return headers.IDEMPOTENCY_KEY in sent or headers.SDK_RETRY_COUNT in sent
+
+
 @dataclass(slots=True)
 class Replays:
     """The requests of the last two minutes that may come again."""

@@ -127,7 +127,7 @@ class Route:
     units_out: int = 0
     pico_usd_per_s: int = 0
     at_ms: int = 0
-    passed: Counter[str] = field(default_factory=Counter)  # why others were passed by
+    passed: dict[str, int] = field(default_factory=dict)  # why others were passed by
 
     def trace(self) -> dict[str, object]:
         """For the store: no text, only sizes, money, times and reasons."""
@@ -140,7 +140,7 @@ class Route:
             "units_in": self.units_in,
             "units_out": self.units_out,
             "value_of_time_pico_usd_per_s": self.pico_usd_per_s,
-            "passed": dict(self.passed),
+            "passed": self.passed,
             "candidates": [
                 {
                     **candidate.trace(),
@@ -184,7 +184,7 @@ def choose(
             param="model",
         )
     return _Choice(job, market, wanted, random).route(
-        prefixes.warm(wanted.prompt, wanted.now_ms) if prefixes and wanted.prompt else {}
+        prefixes.warm(wanted.prompt, wanted.now_ms) if wanted.prompt and prefixes else {}
     )
 
 
@@ -201,7 +201,7 @@ class _Choice:
         self._pico_per_s = max(LEAST_PICO_USD_PER_S, wanted.value_of_time_pico_usd_per_s)
         self._base_in, self._units_out = expected_units(job)
         self._maxima: dict[bytes, int] = {}
-        self._passed: Counter[str] = Counter()
+        self._passed: dict[str, int] = {}
         self._refused: BadRequest | None = None
         self._dear: list[Entry] = []
         self._ranked = False  # the pool was drawn by weight; else it is everybody
@@ -223,7 +223,7 @@ class _Choice:
         return Route(
             self._ordered(found, newcomer),
             self._job.model,
-            self._job.task.value,
+            self._job.task,
             len(self._market.entries),
             self._base_in,
             self._units_out,
@@ -245,36 +245,32 @@ class _Choice:
 
     def _accepts_free(self, entry: Entry) -> bool:
         if entry.node.held_back(self._wanted.now_ms):
-            self._passed["held back"] += 1
-            return False
+            return self._pass("held back")
         if entry.node.room() < 1:
-            self._passed["no free slot"] += 1
-            return False
+            return self._pass("no free slot")
         return self._accepts(entry)
+
+    def _pass(self, why: str) -> bool:
+        self._passed[why] = self._passed.get(why, 0) + 1
+        return False
 
     def _accepts(self, entry: Entry) -> bool:
         """Whether a node may take the job at all; counts why not."""
         node, service, wanted = entry.node, entry.service, self._wanted
         if not node.alive(wanted.now_ms):
-            self._passed["silent"] += 1
-            return False
-        missing = _missing(self._job, service)
-        if missing:
-            self._passed[f"does not take {missing}"] += 1
-            return False
+            return self._pass("silent")
+        if self._job.needs and (missing := _missing(self._job, service)):
+            return self._pass(f"does not take {missing}")
         if wanted.allows is not None and (why := wanted.allows(node, service)):
-            self._passed[why] += 1
-            return False
+            return self._pass(why)
         try:
             most = maximum_pico_usd(self._job, service)
         except BadRequest as error:  # no maximum under this offer; others may have one
             self._refused = error
-            self._passed["no maximum"] += 1
-            return False
+            return self._pass("no maximum")
         if wanted.free_pico_usd is not None and most > wanted.free_pico_usd:
-            self._passed["over the budget"] += 1
             self._dear.append(entry)
-            return False
+            return self._pass("over the budget")
         self._maxima[node.address] = most
         return True
 
@@ -338,7 +334,7 @@ class _Choice:
             units_in * service.price_in_pico_usd_per_unit
             + units_out * service.price_out_pico_usd_per_unit
         )
-        line = memory.latency(service.call_class)
+        line = memory.latency(entry.call_class)
         first_ms = line.first_ms(units_in, lease, now)
         warm = min(warm_bytes // BYTES_PER_TOKEN, units_in)
         if warm:
@@ -348,7 +344,9 @@ class _Choice:
         room = node.room()
         if room < 1:
             wait_ms += (1 - room) * (first_ms + rest_ms) / node.slots
-        first_ms += MISS_SHARE * memory.recent_misses(now) * first_ms + wait_ms
+        if memory.misses:
+            first_ms += MISS_SHARE * memory.recent_misses(now) * first_ms
+        first_ms += wait_ms
         whole_ms = first_ms + rest_ms
         time = int(self._pico_per_s * whole_ms / 1000)
         risk = int(memory.failures.now(now) * (price + time))
@@ -373,6 +371,8 @@ class _Choice:
     # -- in which order ------------------------------------------------------------------------
 
     def _ordered(self, found: list[Candidate], newcomer: Entry | None) -> list[Candidate]:
+        if len(found) == 1:
+            return found
         free = [candidate for candidate in found if not candidate.held_back]
         held = [candidate for candidate in found if candidate.held_back]
         held.sort(key=lambda c: (c.node.blocked_until_ms, c.node.address))

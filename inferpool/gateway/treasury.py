@@ -58,6 +58,7 @@ class Treasury:
     _by_node: dict[bytes, PayerChannel] = field(default_factory=dict)
     _locks: dict[bytes, asyncio.Lock] = field(default_factory=dict)
     _reserved: dict[bytes, int] = field(default_factory=dict)  # node -> deposits on their way
+    _windows: dict[int, Window] = field(default_factory=dict)  # by their maxima
     _unsaved: int = 0  # base units of deposits that are on their way to the disk
 
     def __post_init__(self) -> None:
@@ -80,7 +81,11 @@ class Treasury:
 
     def window(self, terms: Terms) -> Window:
         """How far vouchers may go ahead of a node: both sides' bounds."""
-        return Window(min(terms.window, self.caps.window), self.caps.window_units)
+        maxima = min(terms.window, self.caps.window)
+        window = self._windows.get(maxima)
+        if window is None:
+            window = self._windows[maxima] = Window(maxima, self.caps.window_units)
+        return window
 
     @property
     def locked(self) -> int:
@@ -97,6 +102,13 @@ class Treasury:
     def _channels(self) -> list[tuple[bytes, PayerChannel]]:
         return list(self.ledger.channels.values())
 
+    def ready(self, offer: Offer) -> PayerChannel | None:
+        """The open channel to a node, where one on the offer's terms is there. Raises Unavailable
+        where the book is away."""
+        self.check()
+        channel = self._by_node.get(offer.node)
+        return channel if channel is not None and self._fits(channel, offer.terms) else None
+
     async def channel(self, offer: Offer) -> PayerChannel:
         """The open channel to a node, opened with a deposit the first time.
 
@@ -104,9 +116,6 @@ class Treasury:
         book is away.
         """
         self.check()
-        channel = self._by_node.get(offer.node)
-        if channel is not None and self._fits(channel, offer.terms):
-            return channel
         async with self._locks.setdefault(offer.node, asyncio.Lock()):
             channel = self._by_node.get(offer.node)
             if channel is None or not self._fits(channel, offer.terms):

@@ -25,6 +25,12 @@ def to_hex(value: bytes) -> str:
     return "0x" + value.hex()
 
 
+@lru_cache(maxsize=4096)
+def hex_bytes(value: bytes) -> bytes:
+    """`to_hex` in bytes, for headers that say the same again and again."""
+    return to_hex(value).encode()
+
+
 def from_hex(value: object, length: int) -> bytes:
     """0x hex of exactly `length` bytes, either case. Raises ValueError."""
     if not isinstance(value, str) or len(value) != 2 + 2 * length or value[:2] != "0x":

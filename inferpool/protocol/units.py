@@ -19,16 +19,19 @@ def pico_usd_per_base_unit(decimals: int) -> int:
     return int(10 ** (DECIMALS_MAX - decimals))
 
 
+_WORTH: Final = {decimals: 10 ** (DECIMALS_MAX - decimals) for decimals in range(DECIMALS_MAX + 1)}
+
+
 def base_units_up(pico_usd: int, decimals: int) -> int:
     """The least base units that cover an amount: for holds, maxima and deposits."""
     assert pico_usd >= 0, "an amount is never negative"
-    return -(-pico_usd // pico_usd_per_base_unit(decimals))
+    return -(-pico_usd // (_WORTH.get(decimals) or pico_usd_per_base_unit(decimals)))
 
 
 def base_units_down(pico_usd: int, decimals: int) -> int:
     """The whole base units in an amount: for charges and claims."""
     assert pico_usd >= 0, "an amount is never negative"
-    return pico_usd // pico_usd_per_base_unit(decimals)
+    return pico_usd // (_WORTH.get(decimals) or pico_usd_per_base_unit(decimals))
 
 
 def format_usd(pico_usd: int) -> str:

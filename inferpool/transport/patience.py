@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Generator
+from functools import partial
 from types import coroutine
 from typing import Any, TypeVar
 
@@ -85,6 +86,51 @@ class Patience:
             self._task.cancel()
         else:
             self._arm()
+
+
+class Deadline:
+    """Waits of one length for what others finish, any number at once, under one timer."""
+
+    __slots__ = ("_timeout_s", "_timer", "_waiting")
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._waiting: dict[asyncio.Future[None], float] = {}  # until when; the oldest first
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def wait(self, future: asyncio.Future[T]) -> T:
+        """What `future` gives. Raises TimeoutError; neither that nor a cancelled task touches the
+        future, which goes on."""
+        if future.done():
+            return future.result()
+        loop = future.get_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        due_s = self._waiting[waiter] = loop.time() + self._timeout_s
+        if self._timer is None:
+            self._timer = loop.call_at(due_s, self._look, loop)
+        future.add_done_callback(partial(_pass_on, waiter))
+        try:
+            await waiter
+        finally:
+            del self._waiting[waiter]
+        return future.result()
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now_s = loop.time()
+        for waiter, due_s in self._waiting.items():
+            if due_s > now_s:
+                self._timer = loop.call_at(due_s, self._look, loop)
+                return
+            if not waiter.done():
+                waiter.set_exception(TimeoutError())
+
+
+def _pass_on(waiter: asyncio.Future[None], future: asyncio.Future[Any]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+    elif not future.cancelled():
+        future.exception()  # nobody waits any more who would be told
 
 
 @coroutine

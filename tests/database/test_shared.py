@@ -328,12 +328,13 @@ async def test_what_a_team_lent_comes_back_to_it_where_the_key_has_left_it(
         for name, team in (("web", "old"), ("bot", "old"), ("app", "new")):
             await made[0].access.create({"name": name, "team": team})
         account, caller = await made[0].account("web"), Caller(b"", await made[0].account("web"))
-        async with caller.admitted(0, made[0].book):
-            assert await made[0].book.reserve(account, "req_1", 2 * ONE)
-            await made[0].access.limit("web", {"team": "new"})
-            # In the other team something runs too, and that is still counted at the end.
-            assert await made[0].book.reserve(await made[0].account("app"), "req_2", 2 * ONE)
-            await made[0].book.begin(await made[0].account("app"))
+        await caller.begin(0, made[0].book)
+        assert await made[0].book.reserve(account, "req_1", 2 * ONE)
+        await made[0].access.limit("web", {"team": "new"})
+        # In the other team something runs too, and that is still counted at the end.
+        assert await made[0].book.reserve(await made[0].account("app"), "req_2", 2 * ONE)
+        await made[0].book.begin(await made[0].account("app"))
+        caller.end()
         made[0].book.release(account, "req_1")
         await made[0].book.read(account)
         bot, app = await made[1].account("bot"), await made[1].account("app")

@@ -428,3 +428,20 @@ def test_an_offer_with_absurd_numbers_takes_no_other_node_out(changes: dict[str,
     honest, liar = node(1), node(2, replace(SERVICE, **changes))
     for seed in range(20):
         assert route([honest, liar], job, seed=seed)[0].node is honest
+
+
+def test_a_ranking_follows_a_node_that_was_touched_before_it_began() -> None:
+    nodes = [node(number) for number in range(12)]
+    known_well(*nodes)
+    index, wanted = OfferIndex.of(nodes), Wanted(NOW, 10**9)
+    for item in nodes:
+        index.touch(item.address)  # nothing is ranked yet
+    choose(JOB, index, wanted, Random(1))  # ranks them
+    best = nodes[7]
+    for _ in range(20):
+        best.memory.learn(SERVICE.call_class, 100, 1.0, 49, 1.0, NOW)
+    index.touch(best.address)
+    firsts = Counter(
+        choose(JOB, index, wanted, Random(seed)).candidates[0].node.address for seed in range(50)
+    )
+    assert firsts[best.address] > 40

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
 
-from inferpool.transport.patience import Patience, within
+from inferpool.transport.patience import Deadline, Patience, within
 
 Wait = Callable[[Awaitable[object], float], Awaitable[object]]
 
@@ -104,3 +104,51 @@ async def test_an_iterator_that_is_given_up_ends() -> None:
         await patience.wait(anext(found), 0.01)
     with pytest.raises(StopAsyncIteration):
         await patience.wait(anext(found), 10)
+
+
+# -- one timer for many waits ---------------------------------------------------------------------
+
+
+async def test_what_others_finish_is_given_and_what_is_there_at_once() -> None:
+    loop, deadline = asyncio.get_running_loop(), Deadline(10)
+    late: asyncio.Future[str] = loop.create_future()
+    loop.call_soon(late.set_result, "there")
+    assert await deadline.wait(late) == "there"
+    assert await deadline.wait(late) == "there"
+
+
+async def test_each_waits_its_own_time_and_leaves_the_future_alone() -> None:
+    loop, deadline = asyncio.get_running_loop(), Deadline(0.1)
+    first, second, never = (loop.create_future() for _ in range(3))
+    begun = loop.time()
+    waits = [asyncio.create_task(deadline.wait(future)) for future in (first, never)]
+    await asyncio.sleep(0.05)
+    waits.append(asyncio.create_task(deadline.wait(second)))
+    loop.call_at(begun + 0.12, second.set_result, "in time")  # later than the first's time
+    found = await asyncio.gather(*waits, return_exceptions=True)
+    assert [type(item) for item in found[:2]] == [TimeoutError, TimeoutError]
+    assert found[2] == "in time"
+    assert not first.done()
+    first.set_exception(LookupError("nobody is told, and no warning follows"))
+    never.set_result(None)
+
+
+async def test_a_wait_that_is_cancelled_leaves_the_future_alone() -> None:
+    loop, deadline = asyncio.get_running_loop(), Deadline(10)
+    future: asyncio.Future[str] = loop.create_future()
+    task = asyncio.create_task(deadline.wait(future))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not future.done()
+    future.set_result("there")
+    assert await deadline.wait(future) == "there"
+
+
+async def test_what_fails_while_it_is_waited_for_is_raised() -> None:
+    loop, deadline = asyncio.get_running_loop(), Deadline(10)
+    future: asyncio.Future[str] = loop.create_future()
+    loop.call_soon(future.set_exception, LookupError("as it is"))
+    with pytest.raises(LookupError, match="as it is"):
+        await deadline.wait(future)
