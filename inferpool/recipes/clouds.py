@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib
 import re
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from inferpool.recipes.kit.case import Case, Trained, X
 from inferpool.recipes.kit.data import Array, Sample, columns, fetched, packaged, read
-from inferpool.recipes.kit.export import SEED, graph
+from inferpool.recipes.kit.export import SEED
+from inferpool.recipes.kit.forest import export_forest
 from inferpool.recipes.kit.metrics import Figure, auc, figure, recall
 from inferpool.recipes.kit.running import numeric_kept
 from inferpool.recipes.kit.split import fold
@@ -70,7 +71,6 @@ RULE: Final = (0.2, 0.012)  # reflectance of blue and of the cirrus band that a 
 KINDS: Final = ("clear", "thick cloud", "thin cloud", "cirrus")
 THICKNESS: Final = ((8, 60), (1.5, 6), (0.3, 2))  # optical, of those that are no clear sky
 GROUND: Final = ("soil and sand", "plants", "roofs and roads", "dead wood and char")
-PARTS: Final = 3  # of the forest; each has fewer than 80 trees, see kit.export
 
 
 # -- the ground and the sky over it --------------------------------------------------------------
@@ -142,64 +142,6 @@ def _cloud(kinds: Array, count: int, random: np.random.Generator) -> tuple[Array
 # -- the model -----------------------------------------------------------------------------------
 
 
-def exported(text: str) -> bytes:
-    """LightGBM's own text as ONNX: the same branches for every float32 input, the sum of each part
-    of the forest in one order."""
-    trees = [
-        {name: cells.split() for name, _, cells in (line.partition("=") for line in part)}
-        for part in map(str.splitlines, re.split(r"\nTree=\d+\n", text)[1:])
-    ]
-    nodes: list[tuple[str, list[str], str, dict[str, Any]]] = []
-    names = []
-    for number in range(PARTS):
-        part = trees[number::PARTS]
-        names.append(f"part {number}")
-        nodes.append(("TreeEnsemble", [X], names[-1], _forest(part)))
-    nodes += [("Sum", names, "score", {}), ("Sigmoid", ["score"], "probability", {})]
-    return graph(nodes, {}, len(BANDS), "probability")
-
-
-def _forest(trees: list[dict[str, list[str]]]) -> dict[str, Any]:
-    """The settings of a TreeEnsemble (ai.onnx.ml 5) of these trees."""
-    from_array = importlib.import_module("onnx").numpy_helper.from_array
-    features, splits, leaves, roots = list[int](), list[Any](), list[Any](), list[int]()
-    to: dict[bool, list[int]] = {True: [], False: []}
-    ends: dict[bool, list[int]] = {True: [], False: []}
-    for tree in trees:
-        assert set(tree["decision_type"]) == {"2"}, "plain numbers, nothing missing"
-        first, leaf = len(features), len(leaves)
-        roots.append(first)
-        features += map(int, tree["split_feature"])
-        splits += map(_floor, tree["threshold"])
-        leaves += map(np.float32, tree["leaf_value"])
-        for side, name in ((True, "left_child"), (False, "right_child")):
-            children = [int(cell) for cell in tree[name]]
-            to[side] += [first + c if c >= 0 else leaf + ~c for c in children]
-            ends[side] += [int(c < 0) for c in children]
-    return {
-        "domain": "ai.onnx.ml",
-        "aggregate_function": 1,  # sum
-        "post_transform": 0,
-        "n_targets": 1,
-        "tree_roots": roots,
-        "nodes_featureids": features,
-        "nodes_modes": from_array(np.zeros(len(features), dtype=np.uint8)),  # at most the split
-        "nodes_splits": from_array(np.array(splits, dtype=np.float32)),
-        "nodes_truenodeids": to[True],
-        "nodes_trueleafs": ends[True],
-        "nodes_falsenodeids": to[False],
-        "nodes_falseleafs": ends[False],
-        "leaf_targetids": [0] * len(leaves),
-        "leaf_weights": from_array(np.array(leaves, dtype=np.float32)),
-    }
-
-
-def _floor(cell: str) -> np.float32:
-    """The greatest float32 that is not above a threshold: for float32 `x` the same branch."""
-    near = np.float32(cell)
-    return np.nextafter(near, np.float32(-np.inf)) if float(near) > float(cell) else near
-
-
 def train() -> Trained:
     """Write the published model as ONNX; every spectrum once, two fifths of them for the monitor
     and the reasons, the others for the figures."""
@@ -219,7 +161,7 @@ def train() -> Trained:
         **numeric_kept(pixels[known], model.predict(pixels[known])),
     }
     return Trained(
-        exported(text),
+        export_forest(text, len(BANDS), "probability"),
         lambda cases: model.predict(cases[X].astype(np.float64)),
         sample,
         sample,

@@ -11,6 +11,7 @@ from inferpool.recipes import clouds
 from inferpool.recipes.kit.case import Case, Recipe, Trained, X
 from inferpool.recipes.kit.data import Array, Sample, columns, numbers, packaged, read, rounded
 from inferpool.recipes.kit.export import boosted, export_boosted
+from inferpool.recipes.kit.forest import export_forest
 from inferpool.recipes.kit.metrics import Figure, accuracy, auc, figure, macro_f1, mae
 from inferpool.recipes.kit.running import numeric_kept
 from inferpool.recipes.kit.split import by_time
@@ -193,7 +194,7 @@ def train_land() -> Trained:
         **numeric_kept(x[known], model.predict(x[known])),
     }
     return Trained(
-        export_boosted(model, x.shape[1], "probabilities"),
+        export_forest(model.booster_.model_to_string(), x.shape[1], "probabilities"),
         lambda cases: model.predict_proba(cases[X]),
         sample,
         sample,
