@@ -7,7 +7,6 @@ machines (`inferpool.recipes.street`).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -17,28 +16,24 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from inferpool.protocol.errors import Refused
 from inferpool.recipes import fusion, sight, street
-from inferpool.recipes.fusion import FRAMES, SENSORS, STEP_S, WEATHERS, Drive, drive, scene
+from inferpool.recipes.brake import BAND, BRAKE_AT, record_of, replay
+from inferpool.recipes.fusion import SENSORS, Drive, drive
 from inferpool.recipes.kit import calibration
-from inferpool.recipes.kit.audit import Replay
 from inferpool.recipes.kit.data import Array
 from inferpool.recipes.kit.drift import Monitor, reference
 from inferpool.recipes.kit.metrics import Figure, f1, figure
 from inferpool.recipes.kit.pool import PoolScorer
 from inferpool.recipes.kit.use import Progress, Use
+from inferpool.recipes.scenes import FRAMES, STEP_S, WEATHERS, Scene, scene
 
 DEADLINE_MS: Final = 50.0  # from the sensors' data to the decision
 SCENES: Final = 96
 SMALL_SCENES: Final = 12
 TUNED: Final = 48  # scenes of `fusion.TUNING` that the next two were chosen on, by `tuned`
 SEED: Final = 7  # of what is judged; nothing was chosen on its scenes
-BRAKE_AT: Final = {"lidar": 0.52, "radar": 0.64, "camera": 0.42, "fused": 0.48}
-BAND: Final = (0.17, 0.79)  # the driver is warned: at most 1 % of the other frames were wrong
 BAND_ERROR: Final = 0.01
 WAYS: Final[Mapping[str, Sequence[str]]] = {s: (s,) for s in SENSORS} | {"fused": SENSORS}
-CLASS: Final = f"numpy@{np.__version__}/f64/cpu"
-CLOSE: Final = 1e-9  # of two chances, by other builds of numpy
 LOST: Final = FRAMES // 3  # the frame from which a broken sensor is silent, in the rehearsal
 
 
@@ -68,7 +63,7 @@ def car(small: bool, progress: Progress, out: Path) -> dict[str, Any]:
     chance = np.concatenate([item.chance for item in drives["fused"]])
     bins = calibration.bins(should, chance)
     band = calibration.band(should, chance, *BAND, BRAKE_AT["fused"])
-    records = [_record(number, item, out) for number, item in enumerate(drives["fused"])]
+    records = [record_of(number, item, out) for number, item in enumerate(drives["fused"])]
     again = [replay(orjson.loads(path.read_bytes())) for path in records]
     apart = max(item.difference for item in again)
     return {
@@ -115,50 +110,6 @@ def tuned() -> tuple[dict[str, float], tuple[float, float]]:
 
 
 # -- one file for each decision ------------------------------------------------------------------
-
-
-def _record(number: int, found: Drive, out: Path) -> Path:
-    """What the sensors said until the car first braked in a scene (or its end), and the decision:
-    enough to make it again, and nothing about who was there but places."""
-    braked = np.flatnonzero(found.chance >= BRAKE_AT["fused"])
-    last = int(braked[0]) if len(braked) else FRAMES - 1
-    sweeps = orjson.dumps(found.sweeps[: last + 1])
-    record = {
-        "recipe": "driving",
-        "class": CLASS,
-        "scene": number,
-        "frame": last,
-        "input_sha256": hashlib.sha256(sweeps).hexdigest(),
-        "sweeps": orjson.loads(sweeps),
-        "chance": float(found.chance[last]),
-        "verdict": verdict(float(found.chance[last])),
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"brake-{number:03}.json"
-    path.write_bytes(orjson.dumps(record))
-    return path
-
-
-def replay(record: Mapping[str, Any]) -> Replay:
-    """Make the decision again, from what the sensors said. Raises `Refused(bad_hash)` where that
-    was altered."""
-    said = orjson.dumps(record["sweeps"])
-    if hashlib.sha256(said).hexdigest() != record["input_sha256"]:
-        raise Refused("the decision's input does not have its hash", code="bad_hash")
-    tracker, tracks = fusion.Tracker(), list[fusion.Track]()
-    for sweeps in record["sweeps"]:
-        tracks = tracker.step([[fusion.seen_again(item) for item in sweep] for sweep in sweeps])
-    chance = fusion.danger(tracks)
-    apart = abs(chance - record["chance"])
-    same = apart <= CLOSE and verdict(chance) == record["verdict"]
-    return Replay(same, apart == 0, apart, record["class"], CLASS, None, None)
-
-
-def verdict(chance: float) -> str:
-    """What is done at this chance of a danger."""
-    if BAND[0] <= chance <= BAND[1]:
-        return "warn the driver" + (" and brake" if chance >= BRAKE_AT["fused"] else "")
-    return "brake" if chance >= BRAKE_AT["fused"] else "go on"
 
 
 # -- judged --------------------------------------------------------------------------------------
@@ -211,7 +162,7 @@ def _mean(truth: Array, said: Array) -> float:
     return float(said.mean())
 
 
-def _health(healthy: Sequence[Drive], worlds: Sequence[fusion.Scene]) -> dict[str, Any]:
+def _health(healthy: Sequence[Drive], worlds: Sequence[Scene]) -> dict[str, Any]:
     """Whether a sensor that falls silent is noticed, and what the others make of it."""
     known = [scene(number, fusion.TUNING) for number in range(len(worlds))]
     before = [drive(world, SENSORS, 1000 * fusion.TUNING + i) for i, world in enumerate(known)]

@@ -7,28 +7,24 @@ asymmetric rule. Whole engines are held out: neighbouring cycles of one engine t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from inferpool.recipes.engines import RUL_FIELDS, cycles, engine_features, example, take
 from inferpool.recipes.kit.calibration import choose_band, residual_quantiles
 from inferpool.recipes.kit.case import Case, Recipe, Trained, X
 from inferpool.recipes.kit.data import (
     Array,
     Sample,
-    columns,
-    numbers,
-    packaged,
     published,
     read,
-    rounded,
 )
 from inferpool.recipes.kit.export import boosted, crossed_boosted, export_boosted
-from inferpool.recipes.kit.metrics import Figure, auc, average_precision, figure, recall, rmse
+from inferpool.recipes.kit.metrics import Figure, figure, recall, rmse
 from inferpool.recipes.kit.running import numeric_kept
-from inferpool.recipes.kit.split import by_group, by_time
-from inferpool.recipes.kit.take import Taken
+from inferpool.recipes.kit.split import by_group
+from inferpool.recipes.radiator import judge_shuttle, train_shuttle
 
 _FOLDER: Final = (
     "https://raw.githubusercontent.com/alireza-javanmardi/conformal-RUL-intervals/"
@@ -49,92 +45,15 @@ TRUTH: Final = published(
     429,
     "a19c8ec94931949d0485bdc35118206e9c81c4547b422efb9cf86f4ceddbceca",
 )
-SHUTTLE: Final = packaged(
-    "pypi",
-    "river",
-    "0.26.1",
-    "river/datasets/shuttle.csv.gz",
-    346_275,
-    "1ed4bfa77233d95bff2c8ab2482725d2d800410daedf5919ad80ec6faf60ff59",
-)
 
-# The sensors of FD001 that change at all; column in the file, name in NASA's documentation.
-SENSORS: Final = {
-    6: "T24",
-    7: "T30",
-    8: "T50",
-    11: "P30",
-    12: "Nf",
-    13: "Nc",
-    15: "Ps30",
-    16: "phi",
-    17: "NRf",
-    18: "NRc",
-    19: "BPR",
-    21: "htBleed",
-    24: "W31",
-    25: "W32",
-}
 CAP: Final = 125.0  # cycles; before that an engine shows no wear (the usual convention)
-WINDOWS: Final = (5, 20)  # cycles
 ALARM: Final = 30.0  # cycles left when a planner wants to know
 FALSE: Final = 60.0  # an alarm with more cycles left was for nothing
 COVERAGE: Final = 0.9
 FOLDS: Final = 5
 BAND_ERROR: Final = 0.02  # on the wrong side of `ALARM`
-SHUTTLE_BAND_ERROR: Final = 0.0001
 LOOKS_MIN: Final = 30  # at a life, to tell how early an alarm comes
 EVERY: Final = 3  # looks at a whole life: each third cycle
-RUL_FIELDS: Final = tuple(
-    f"{name} {what}"
-    for name in SENSORS.values()
-    for what in ("mean of 5", "mean of 20", "change over 20")
-)
-
-
-def cycles(text: str) -> Array:
-    """The rows of a C-MAPSS file: unit, cycle, three settings, 21 sensors."""
-    return np.array([[float(cell) for cell in line.split()] for line in text.splitlines() if line])
-
-
-def engine_features(rows: Array) -> Array:
-    """For each cycle of one engine, from itself and the cycles before it: means and trend."""
-    found = []
-    for column in SENSORS:
-        values = rows[:, column]
-        total = np.concatenate([[0.0], np.cumsum(values)])
-        ends = np.arange(1, len(values) + 1)
-        short, long = (
-            (total[ends] - total[np.maximum(0, ends - width)]) / np.minimum(ends, width)
-            for width in WINDOWS
-        )
-        before = short[np.maximum(0, ends - 1 - WINDOWS[1])]
-        found += [short, long, short - before]
-    return rounded(np.column_stack(found))
-
-
-def take(path: Path) -> list[Taken]:
-    """A log in the form of C-MAPSS (.txt, 26 columns a cycle): each engine's last cycle, with what
-    the cycles before tell. The engine's number stays here."""
-    rows = cycles(path.read_text("utf-8"))
-    if rows.ndim != 2 or rows.shape[1] != 26:
-        raise ValueError("a line has a unit, a cycle, 3 settings and 21 sensors")
-    return [
-        Taken(engine_features(rows[rows[:, 0] == unit])[-1:], {"unit": f"{unit:g}"})
-        for unit in np.unique(rows[:, 0])
-    ]
-
-
-def example(sample: Sample, chosen: Array, folder: Path) -> list[Path]:
-    """Logs of made-up engines: their sensors stand still at what held-out rows say they were."""
-    path, lines = folder / "engines.txt", []
-    for number, index in enumerate(chosen):
-        means = dict(zip(SENSORS, sample[X][index][1::3].tolist(), strict=True))
-        for cycle in range(1, 31):
-            cells = [f"{means.get(column, 0):.4f}" for column in range(5, 26)]
-            lines.append(" ".join([str(number + 1), str(cycle), "0", "0", "100", *cells]))
-    path.write_text("\n".join(lines) + "\n", "utf-8")
-    return [path]
 
 
 def sections(sample: Sample, scores: Array) -> list[Mapping[str, Any]]:
@@ -295,51 +214,6 @@ def alarms(unit: Array, left: Array, said: Array) -> tuple[Array, Array]:
         false.append(int((begun & early).sum()))
         lead.append(int(left[here][raised & ~early].max(initial=0)))
     return np.array(lead), np.array(false)
-
-
-def train_shuttle() -> Trained:
-    """Fit on the first 70 % of the stream; what comes after is held out."""
-    table = columns(read(SHUTTLE))
-    fields = [name for name in table if name != "anomaly"]
-    x = rounded(np.column_stack([numbers(table[name]) for name in fields]))
-    y = numbers(table["anomaly"]).astype(int)
-    known, test = by_time(np.arange(len(x), dtype=float), 0.7)
-    model = boosted("Classifier", x[known], y[known], num_leaves=15)
-    folds = np.arange(len(x)) * FOLDS // len(known)  # stretches of the known time
-    said = crossed_boosted("Classifier", x, y, folds, known, num_leaves=15)
-    band = np.array(choose_band(y[known], said, SHUTTLE_BAND_ERROR), dtype=np.float32)
-    middle = np.median(x[known], axis=0)
-    spread = np.maximum(1.0, np.percentile(np.abs(x[known] - middle), 75, axis=0))
-    rule = (np.abs(x - middle) / spread).max(axis=1)
-
-    def sample(rows: Array) -> Sample:
-        kept = numeric_kept(x[known], model.predict_proba(x[known])[:, 1])
-        return {X: x[rows], "truth": y[rows], "rule": rule[rows].astype(np.float32),
-                "band": band, **kept}  # fmt: skip
-
-    return Trained(
-        export_boosted(model, x.shape[1], "probability"),
-        lambda cases: model.predict_proba(cases[X])[:, 1],
-        sample(test),
-        sample(test[::3]),
-        len(known),
-        "LightGBM, 79 trees, on nine readings of one moment",
-        (
-            "An easy set: nearly any method finds these anomalies. No evidence for harder ones.",
-            "The band was chosen on scores by models of other fifths of the known time, for at most"
-            f" {SHUTTLE_BAND_ERROR:.2%} errors outside of it.",
-        ),
-    )
-
-
-def judge_shuttle(sample: Sample, scores: Array) -> list[Figure]:
-    """How well anomalies come out on top."""
-    truth, rule = sample["truth"], sample["rule"]
-    name = "widest deviation"
-    return [
-        figure("AUC", auc, truth, scores, rule, name, bar=0.99),
-        figure("average precision", average_precision, truth, scores, rule, name, bar=0.95),
-    ]
 
 
 def life_verdict(score: float) -> str:

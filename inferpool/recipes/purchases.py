@@ -17,13 +17,13 @@ from typing import Final
 
 import numpy as np
 
-from inferpool.recipes.fraud import RETAIL
 from inferpool.recipes.kit.case import Case, Trained, X
 from inferpool.recipes.kit.data import MODELS, Array, Sample, read
 from inferpool.recipes.kit.export import graph
 from inferpool.recipes.kit.metrics import Figure, figure
 from inferpool.recipes.kit.running import numeric_kept
 from inferpool.recipes.kit.take import Taken
+from inferpool.recipes.orders import RETAIL
 
 ITEMS: Final[Mapping[str, str]] = json.loads(
     (MODELS / "data" / "next-purchase-items.json").read_text("utf-8")

@@ -7,9 +7,8 @@ measured.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,18 +20,18 @@ from inferpool.recipes.kit import audit, calibration, deciding
 from inferpool.recipes.kit.data import Array
 from inferpool.recipes.kit.drift import Monitor, reference
 from inferpool.recipes.kit.live import Served, rehearse, stream_of
-from inferpool.recipes.kit.metrics import Figure, figure
 from inferpool.recipes.kit.pool import PoolScorer
 from inferpool.recipes.kit.scorer import (
     Answer,
     EngineScorer,
     difference,
     latencies_ms,
-    request_body,
+    percentiles,
 )
-from inferpool.recipes.kit.take import leaks
 from inferpool.recipes.kit.use import Progress
+from inferpool.recipes.street_private import IDENTIFIERS, hidden, kept, trace
 from inferpool.recipes.street_truth import PEOPLE, judged
+from inferpool.recipes.street_weather import WATCHED, WEATHERS, spoilt, watched
 
 FRAME_S: Final = 0.1  # of this video; an answer that comes later is of no use to the next frame
 AT_ONCE: Final = 2  # frames asked for before the first is answered
@@ -45,11 +44,6 @@ CALLS: Final = 100
 SMALL_CALLS: Final = 20
 DOUBT: Final = (0.2, 0.5)  # a box of such a score is doubtful
 NEVER_SURE: Final = 0.6  # a track whose best box has less goes to a person, once
-IDENTIFIERS: Final = {
-    "vehicle": "WVWZZZ1JZXW000001",
-    "place": "51.43861 N, 0.94389 W",
-    "drive": "2026-11-24T07:12:09Z",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +104,7 @@ def read_again(pool: PoolScorer, small: bool, progress: Progress, out: Path) -> 
             "n": len(rows),
             "figures": [
                 asdict(item) | {"reached": item.reached}
-                for item in (*figures, _kept(read.own, boxes))
+                for item in (*figures, kept(read.own, boxes))
             ],
             "difference_to_engine": apart,
             "agrees": apart <= AGREE,
@@ -130,13 +124,13 @@ def read_again(pool: PoolScorer, small: bool, progress: Progress, out: Path) -> 
             },
             "cost": deciding.cost(told),
             "latency": {
-                way.name: _percentiles(
+                way.name: percentiles(
                     latencies_ms(way, sight.MODEL, sight.INPUT, rows[:calls], calls)
                 )
                 for way in (pool, engine)
             },
             "drift": _drift(read),
-            "trace": _trace(rows[SHOWN : SHOWN + 1]),
+            "trace": trace(rows[SHOWN : SHOWN + 1]),
             "limits": LIMITS,
         }
         if not small:
@@ -145,24 +139,6 @@ def read_again(pool: PoolScorer, small: bool, progress: Progress, out: Path) -> 
 
 
 SHRUNK: Final = sight.SIDE / 768  # of this video
-
-
-def secrets(boxes: Array) -> Array:
-    """Where a face or a plate may be: the upper quarter of a person, the lower half of a vehicle,
-    and a little around it."""
-    made = boxes[:, :4].copy()
-    person = boxes[:, 5] == sight.PERSON
-    tall, wide = made[:, 3] - made[:, 1], made[:, 2] - made[:, 0]
-    made[person, 3] = made[person, 1] + 0.25 * tall[person]
-    made[~person, 1] += 0.5 * tall[~person]
-    around = np.stack([-wide, -0.05 * tall, wide, 0 * tall], axis=1) * [0.05, 1, 0.05, 1]
-    found: Array = made + around
-    return found
-
-
-def hidden(picture: Array, boxes: Array) -> Array:
-    """The picture as it may leave, given what the car's own detector sees in it."""
-    return sight.blurred(picture, secrets(boxes[boxes[:, 4] >= sight.DOUBTED]))
 
 
 def seen(engine: EngineScorer, picture: Array) -> Array:
@@ -181,30 +157,6 @@ def _through(
             served.append(item)
             progress("street", len(served), len(rows))
     return served, time.monotonic() - begun
-
-
-def _percentiles(times_ms: Array) -> dict[str, float]:
-    p50, p99 = np.percentile(times_ms, [50, 99])
-    return {"n": len(times_ms), "p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3)}
-
-
-def _kept(own: Sequence[Array], boxes: Sequence[Array]) -> Figure:
-    """How many sure boxes of the whole picture are still there in the picture that left."""
-    kept, frame = list[bool](), list[int]()
-    for number, (before, after) in enumerate(zip(own, boxes, strict=True)):
-        for box in before[before[:, 4] >= sight.SURE]:
-            same = after[after[:, 5] == box[5]]
-            kept.append(bool(len(same)) and float(sight.overlaps(box, same).max()) >= 0.5)
-            frame.append(number)
-    said = np.array(kept, dtype=float)
-    return figure(
-        "boxes still found without heads and plates", _share, np.ones(len(said)), said, 1.0,
-        "the whole picture, which stays in the car", groups=np.array(frame),
-    )  # fmt: skip
-
-
-def _share(truth: Array, said: Array) -> float:
-    return float((truth == said).mean())
 
 
 # -- decisions -----------------------------------------------------------------------------------
@@ -250,17 +202,6 @@ def verdict(boxes: Array) -> str:
     return counts if len(sure) == len(boxes) else f"{counts}; {len(boxes) - len(sure)} doubtful"
 
 
-def _trace(row: Array) -> dict[str, Any]:
-    sent = request_body(sight.INPUT, row)
-    return {
-        "file": f"{sight.STREET.name}, frame 50",
-        "left_out": dict(IDENTIFIERS),
-        "sent": f"{sight.INPUT} {list(row.shape)}, {len(sent)} bytes",
-        "sent_sha256": hashlib.sha256(sent).hexdigest(),
-        "leaks": leaks(sent, IDENTIFIERS),
-    }
-
-
 # -- sections ------------------------------------------------------------------------------------
 
 
@@ -301,27 +242,6 @@ def _pictures(picture: Array, own: Array, boxes: Array) -> dict[str, Any]:
         "text": "The second picture is made smaller and sent; boxes are the pool's.",
         "pictures": [("in the car", sight.png(picture)), ("sent", sight.png(found))],
     }
-
-
-WATCHED: Final = ("brightness", "contrast", "sharpness")
-WEATHERS: Final[dict[str, Callable[[Array], Array]]] = {
-    "fog": lambda grey: 0.35 * grey + 0.65 * 210,
-    "night": lambda grey: 0.2 * grey,
-    "a covered lens": lambda grey: 0 * grey + 20,
-}
-
-
-def watched(picture: Array) -> Array:
-    """What the monitor looks at [3], before anybody is looked for."""
-    grey = picture[::4, ::4].mean(axis=2)
-    sharp = np.abs(np.diff(grey, axis=1)).mean()
-    return np.array([grey.mean(), grey.std(), sharp], dtype=np.float32)
-
-
-def spoilt(picture: Array, weather: str) -> Array:
-    """The picture in a weather of `WEATHERS`."""
-    made: Array = WEATHERS[weather](picture.astype(np.float32)).clip(0, 255).astype(np.uint8)
-    return made
 
 
 def _monitor(read: Read) -> Monitor:

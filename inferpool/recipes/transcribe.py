@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
-import time
 import wave
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -21,39 +19,39 @@ import numpy as np
 
 from inferpool.protocol.units import format_usd
 from inferpool.recipes import speech_desk
+from inferpool.recipes.ear import STEP_S, Ear
 from inferpool.recipes.kit import calibration
 from inferpool.recipes.kit.audit import Replay
-from inferpool.recipes.kit.data import MODELS, Array, Sample, fetched, packaged
+from inferpool.recipes.kit.data import Array, Sample, fetched, packaged
 from inferpool.recipes.kit.live import outlived
 from inferpool.recipes.kit.metrics import Figure, figure
 from inferpool.recipes.kit.pool import PoolScorer
+from inferpool.recipes.kit.scorer import percentiles
 from inferpool.recipes.kit.take import leaks
 from inferpool.recipes.kit.use import Meter, Progress, Use, result
+from inferpool.recipes.speech import (
+    CLIPS,
+    RATE,
+    WHO,
+    clips,
+    errors,
+    noisy,
+    rate,
+    samples_of,
+    tagged,
+    wav_of,
+    words,
+)
 from inferpool.recipes.speech_desk import Heard
 
 MODEL: Final = speech_desk.MODEL
-RATE: Final = 16_000
 BAR: Final = 0.05
-STEP_S: Final = 2.0  # of speech between two partial results
-WINDOW_S: Final = 12.0  # of speech that is heard again at most
-SETTLED_S: Final = 2.0  # a segment that ends before this much of the end will not change
 NOISES_DB: Final = (20, 10, 5, 0, -5)
 SMALL_NOISES_DB: Final = (0,)
 SMALL: Final = 2  # clips in noise and in the stream, where it is `small`
 MONITORED_DB: Final = 5  # of the line that the monitor's alarm is rehearsed on
 REHEARSED: Final = 24  # clips while a node dies
 PATIENCE_S: Final = 300.0  # the client's
-WHO: Final = {"artist": "Erika Mustermann", "file": "erika-mustermann.wav"}
-SEED: Final = 20260101
-CLIPS: Final = {
-    "sense-0870": "And Mister John Dashwood had then leisure to consider how much there might be"
-    " prudently in his power to do for them.",
-    "sense-0880": "He was not an ill disposed young man.",
-    "sense-0890": "Unless to be rather cold hearted and rather selfish is to be ill disposed.",
-    "sense-0920": "Had he married a more amiable woman, he might have been made still more"
-    " respectable than he was.",
-    "sense-0930": "He might even have been made amiable himself.",
-}
 LONG: Final = packaged(
     "pypi",
     "moonshine-voice",
@@ -62,111 +60,12 @@ LONG: Final = packaged(
     4_260_326,
     "f3348494d77cb74a02862f5e685ed09faf3e75832c5cc5c80703282c2cd8b52e",
 )
-_SPOKEN: Final = {"mr": "mister", "mrs": "missis", "dr": "doctor", "st": "saint"}
-
-
-def words(text: str) -> list[str]:
-    """The words of a text as they are spoken: no case, no punctuation, no abbreviations."""
-    found = re.findall(r"[a-z0-9']+", text.lower().replace("-", " "))
-    return [_SPOKEN.get(word, word) for word in found]
-
-
-def errors(reference: Sequence[str], heard: Sequence[str]) -> int:
-    """Least number of words to change, add or take away (Levenshtein's distance)."""
-    row = list(range(len(heard) + 1))
-    for i, word in enumerate(reference, 1):
-        above, row[0] = row[0], i
-        for j, other in enumerate(heard, 1):
-            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (word != other))
-    return row[-1]
-
-
-def rate(said: Array, wrong: Array) -> float:
-    """The word error rate of several clips: their errors over their words."""
-    return float(wrong.sum() / said.sum())
 
 
 # -- sound ---------------------------------------------------------------------------------------
 
 
-def samples_of(wav: bytes) -> Array:
-    """The samples of a mono WAV of 16 bits and 16 kHz."""
-    with wave.open(io.BytesIO(wav)) as file:
-        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, RATE)
-        return np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
-
-
-def wav_of(samples: Array) -> bytes:
-    """The other way round."""
-    target = io.BytesIO()
-    with wave.open(target, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes(samples.astype("<i2").tobytes())
-    return target.getvalue()
-
-
-def noisy(samples: Array, decibels: float) -> Array:
-    """White noise on top, so many decibels below the speech; the same noise every time."""
-    loud = float(np.sqrt(np.mean(samples.astype(np.float64) ** 2)))
-    noise = np.random.default_rng(SEED).normal(0, loud / 10 ** (decibels / 20), len(samples))
-    return np.clip(samples + noise, -32_768, 32_767)
-
-
-def clips() -> dict[str, bytes]:
-    """The committed clips by name."""
-    return {name: (MODELS / "data" / "speech" / f"{name}.wav").read_bytes() for name in CLIPS}
-
-
 # -- the pool ------------------------------------------------------------------------------------
-
-
-class Ear:
-    """The pool's transcription by OpenAI's client."""
-
-    def __init__(self, pool: PoolScorer, meter: Meter) -> None:
-        self._api = pool.openai().audio.transcriptions.with_raw_response
-        self.meter = meter
-
-    def hear(self, wav: bytes) -> Heard:
-        """One paid request."""
-        sent = []
-
-        def ask() -> Any:
-            raw = self._api.create(
-                model=MODEL,
-                file=("speech.wav", wav),
-                language="en",
-                response_format="verbose_json",
-            )
-            sent.append(raw.http_response.request)
-            return raw
-
-        begun = time.monotonic()
-        answer = self.meter.call(ask)
-        ms = 1000 * (time.monotonic() - begun)
-        (form,) = sent
-        kind = form.headers["content-type"]
-        now_ms = time.time_ns() // 1_000_000
-        return Heard(answer.text, tuple(answer.segments or ()), form.read(), kind, ms, now_ms)
-
-    def stream(self, samples: Array, partial: Any) -> str:
-        """Listen as to a microphone: every `STEP_S` what was not settled yet is heard again."""
-        settled, begin = "", 0
-        for end in [*range(int(STEP_S * RATE), len(samples), int(STEP_S * RATE)), len(samples)]:
-            heard = self.hear(wav_of(samples[begin:end]))
-            if end == len(samples):
-                return f"{settled} {heard.text}".strip()
-            partial(f"{settled} {heard.text}".strip())
-            until_s = (end - begin) / RATE - SETTLED_S
-            sure = [item for item in heard.segments[:-1] if item.end <= until_s]
-            if not sure and (end - begin) / RATE > WINDOW_S:
-                sure = list(heard.segments)
-            if sure:
-                settled = f"{settled} {''.join(item.text for item in sure).strip()}".strip()
-                begin += int(sure[-1].end * RATE)
-        return settled
 
 
 def play(pool: PoolScorer, small: bool, progress: Progress, out: Path) -> list[dict[str, Any]]:
@@ -257,8 +156,8 @@ def _service(
             "slowest_ms": max(item.ms for item in every),
         },
         "latency": {
-            "pool": _percentiles([item.ms for item in every]),
-            "engine in process": _percentiles([ms for _, ms in again]),
+            "pool": percentiles([item.ms for item in every]),
+            "engine in process": percentiles([ms for _, ms in again]),
         },
         "cost": {
             "decisions": len(decisions),
@@ -268,19 +167,6 @@ def _service(
         },
         "drift": speech_desk.line(whole, noisy(whole, MONITORED_DB)),
     }
-
-
-def _percentiles(times_ms: Sequence[float]) -> dict[str, float]:
-    p50, p99 = np.percentile(times_ms, [50, 99])
-    return {"n": len(times_ms), "p50_ms": round(float(p50), 1), "p99_ms": round(float(p99), 1)}
-
-
-def tagged(wav: bytes) -> bytes:
-    """The file with a tag that says who speaks, as a recorder may write it."""
-    name = WHO["artist"].encode() + b"\0"
-    part = b"IART" + len(name).to_bytes(4, "little") + name + b"\0" * (len(name) % 2)
-    tag = b"LIST" + (4 + len(part)).to_bytes(4, "little") + b"INFO" + part
-    return wav[:4] + (len(wav) - 8 + len(tag)).to_bytes(4, "little") + wav[8:] + tag
 
 
 def _trace(heard: Heard) -> dict[str, Any]:

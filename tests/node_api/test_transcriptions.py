@@ -14,7 +14,7 @@ import pytest
 from rig import Rig, check_money, hosted, receipt_of
 
 from inferpool.engines.whisper import WhisperEngine
-from inferpool.recipes import transcribe
+from inferpool.recipes import speech, transcribe
 from inferpool.recipes.kit.data import MODELS
 
 PATH = "/v1/audio/transcriptions"
@@ -75,10 +75,10 @@ async def test_plain_text(runner: asyncio.Runner, rig: Rig) -> None:
 
 async def test_more_speech(runner: asyncio.Runner, rig: Rig) -> None:
     wrong = total = 0
-    for name, audio in transcribe.clips().items():
-        heard = transcribe.words((await ask(rig, audio, language="en")).json()["text"])
-        reference = transcribe.words(transcribe.CLIPS[name])
-        wrong += transcribe.errors(reference, heard)
+    for name, audio in speech.clips().items():
+        heard = speech.words((await ask(rig, audio, language="en")).json()["text"])
+        reference = speech.words(speech.CLIPS[name])
+        wrong += speech.errors(reference, heard)
         total += len(reference)
     assert total == 70
     assert wrong / total <= transcribe.BAR

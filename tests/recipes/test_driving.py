@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from inferpool.cli.main import app
 from inferpool.protocol.errors import Refused
-from inferpool.recipes import driving
-from inferpool.recipes.driving import BAND, BRAKE_AT
+from inferpool.recipes import brake, driving
+from inferpool.recipes.brake import BAND, BRAKE_AT
 
 
 def test_small_run_fusion_beats_each_sensor_and_its_decisions_repeat(tmp_path: Path) -> None:
@@ -33,14 +33,14 @@ def test_small_run_fusion_beats_each_sensor_and_its_decisions_repeat(tmp_path: P
 def test_a_record_that_was_altered_is_not_the_same_decision(tmp_path: Path) -> None:
     world = driving.scene(0, 1)
     found = driving.drive(world, driving.SENSORS, 1)
-    record = orjson.loads(driving._record(0, found, tmp_path).read_bytes())
-    assert driving.replay(record).bitwise
-    assert not driving.replay(record | {"chance": record["chance"] - 0.5}).same
+    record = orjson.loads(brake.record_of(0, found, tmp_path).read_bytes())
+    assert brake.replay(record).bitwise
+    assert not brake.replay(record | {"chance": record["chance"] - 0.5}).same
     file = str(next(tmp_path.glob("*.json")))
     assert CliRunner().invoke(app, ["recipe", "replay", file]).exit_code == 0
     record["sweeps"][0][0] = []
     with pytest.raises(Refused, match="hash"):
-        driving.replay(record)
+        brake.replay(record)
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_a_record_that_was_altered_is_not_the_same_decision(tmp_path: Path) -> N
     ],
 )
 def test_verdict(chance: float, said: str) -> None:
-    assert driving.verdict(chance) == said
+    assert brake.verdict(chance) == said

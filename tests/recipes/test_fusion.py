@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from inferpool.recipes import fusion
-from inferpool.recipes.fusion import Scene, Seen, Track, Tracker
+from inferpool.recipes import fusion, scenes
+from inferpool.recipes.fusion import Track, Tracker
+from inferpool.recipes.scenes import Scene, Seen
 
 
 def test_a_lidar_sees_two_objects_where_there_are_two() -> None:
     states = np.array([[12.0, 3.0, 0, 0], [20.0, -4.0, 0, 0]])
     random = np.random.default_rng(1)
-    sweep = fusion.lidar_ranges(states, np.array([1.0, 0.6]), "clear", random)
-    found = sorted(fusion.clusters(*sweep), key=lambda seen: float(seen.place[0]))
+    sweep = scenes.lidar_ranges(states, np.array([1.0, 0.6]), "clear", random)
+    found = sorted(scenes.clusters(*sweep), key=lambda seen: float(seen.place[0]))
     assert len(found) == 2
     for seen, truth in zip(found, states, strict=True):
         assert np.hypot(*(seen.place - truth[:2])) < 0.5
@@ -21,14 +22,14 @@ def test_a_lidar_sees_two_objects_where_there_are_two() -> None:
 
 def test_what_stands_behind_is_hidden() -> None:
     states = np.array([[10.0, 0.0, 0, 0], [20.0, 0.0, 0, 0]])
-    sweep = fusion.lidar_ranges(states, np.ones(2), "clear", np.random.default_rng(1))
-    assert len(fusion.clusters(*sweep)) == 1
+    sweep = scenes.lidar_ranges(states, np.ones(2), "clear", np.random.default_rng(1))
+    assert len(scenes.clusters(*sweep)) == 1
 
 
 def test_a_track_learns_a_speed_that_nobody_measured() -> None:
     tracker = Tracker()
     for frame in range(30):
-        place = np.array([40.0 - 5 * frame * fusion.STEP_S, 2.0])
+        place = np.array([40.0 - 5 * frame * scenes.STEP_S, 2.0])
         tracks = tracker.step([[Seen(place, np.eye(2) * 0.01)]])
     (track,) = tracks
     assert track.state == pytest.approx([25.5, 2, -5, 0], abs=0.2)
@@ -80,7 +81,7 @@ def test_danger_is_a_chance_where_a_track_is_unsure() -> None:
 def test_an_echo_with_another_speed_is_another_object() -> None:
     tracker = Tracker()
     for frame in range(10):
-        place = np.array([40.0 - frame * fusion.STEP_S * 5, 0.0])
+        place = np.array([40.0 - frame * scenes.STEP_S * 5, 0.0])
         tracks = tracker.step([[Seen(place, np.eye(2) * 0.01)]])
     (track,) = tracks
     before = track.state.copy()
@@ -110,12 +111,12 @@ def test_match_counts_what_is_missed_and_what_is_invented() -> None:
 
 
 def test_an_empty_street_brakes_nobody() -> None:
-    world = Scene("rain", np.full((fusion.FRAMES, 1, 4), [500.0, 0, 0, 0]), np.ones(1))
+    world = Scene("rain", np.full((scenes.FRAMES, 1, 4), [500.0, 0, 0, 0]), np.ones(1))
     assert not (fusion.drive(world, ("lidar",), 1).chance > 0.5).any()
 
 
 def test_a_broken_sensor_is_silent_from_its_frame_on() -> None:
-    world = fusion.scene(0, 1)
+    world = scenes.scene(0, 1)
     found = fusion.drive(world, fusion.SENSORS, 1, {"radar": 10})
     radar = fusion.SENSORS.index("radar")
     assert found.seen[:10, radar].any()

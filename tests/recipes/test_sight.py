@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inferpool.recipes import sight, street, street_truth
+from inferpool.recipes import sight, street, street_private, street_truth
 from inferpool.recipes.kit import audit
 from inferpool.recipes.kit.data import Array
 from inferpool.recipes.kit.scorer import EngineScorer
@@ -81,7 +81,7 @@ def test_a_coarse_place_tells_nothing_finer_and_the_rest_is_as_it_was() -> None:
 
 def test_heads_and_plates_are_where_they_are() -> None:
     person, car = [100, 100, 140, 200, 0.9, 0], [200, 100, 300, 160, 0.9, 2]
-    head, plate = street.secrets(np.array([person, car], dtype=float))
+    head, plate = street_private.secrets(np.array([person, car], dtype=float))
     assert head[3] == 125
     assert head[0] < 100 < 140 < head[2]
     assert plate[1] < 130 + 1

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from inferpool.models import catalogue
 from inferpool.protocol.errors import Refused
-from inferpool.recipes import speech_desk, transcribe
+from inferpool.recipes import speech, speech_desk, transcribe
+from inferpool.recipes.ear import SETTLED_S, STEP_S, Ear
 from inferpool.recipes.kit.use import Meter
+from inferpool.recipes.speech import RATE, errors, words
 from inferpool.recipes.speech_desk import Heard
-from inferpool.recipes.transcribe import RATE, STEP_S, Ear, errors, words
 
 lists = st.lists(st.sampled_from("abcd"), max_size=8)
 
@@ -35,20 +36,20 @@ def test_errors_are_a_distance(a: list[str], b: list[str]) -> None:
 
 
 def test_the_clips_are_what_the_transcripts_say_they_are() -> None:
-    found = transcribe.clips()
-    assert found.keys() == transcribe.CLIPS.keys()
-    seconds = [len(transcribe.samples_of(wav)) / RATE for wav in found.values()]
+    found = speech.clips()
+    assert found.keys() == speech.CLIPS.keys()
+    seconds = [len(speech.samples_of(wav)) / RATE for wav in found.values()]
     assert 20 < sum(seconds) < 30
-    assert transcribe.wav_of(transcribe.samples_of(found["sense-0880"])) == found["sense-0880"]
+    assert speech.wav_of(speech.samples_of(found["sense-0880"])) == found["sense-0880"]
 
 
 @pytest.mark.parametrize("decibels", [20, 0])
 def test_noise_is_as_loud_as_said(decibels: int) -> None:
-    samples = transcribe.samples_of(transcribe.clips()["sense-0930"]) // 4  # nothing is cut off
-    noise = transcribe.noisy(samples, decibels) - samples
+    samples = speech.samples_of(speech.clips()["sense-0930"]) // 4  # nothing is cut off
+    noise = speech.noisy(samples, decibels) - samples
     ratio = np.mean(samples.astype(float) ** 2) / np.mean(noise**2)
     assert 10 * np.log10(ratio) == pytest.approx(decibels, abs=0.1)
-    assert (transcribe.noisy(samples, decibels) == transcribe.noisy(samples, decibels)).all()
+    assert (speech.noisy(samples, decibels) == speech.noisy(samples, decibels)).all()
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Counting(Ear):
     heard_s: list[float] = field(default_factory=list)
 
     def hear(self, wav: bytes) -> Heard:
-        samples = transcribe.samples_of(wav)
+        samples = speech.samples_of(wav)
         self.heard_s.append(len(samples) / RATE)
         found: list[Any] = [
             Segment(f" {samples[at * RATE]}", at + 1.0) for at in range(len(samples) // RATE)
@@ -82,7 +83,7 @@ def test_a_stream_hears_every_word_once_and_never_all_of_it_again() -> None:
     assert ear.stream(samples, partial.append).split() == [str(i) for i in range(seconds)]
     assert len(partial) == int(seconds / STEP_S) - 1
     assert all(text.split() == [str(i) for i in range(len(text.split()))] for text in partial)
-    assert max(ear.heard_s) <= 2 * STEP_S + transcribe.SETTLED_S
+    assert max(ear.heard_s) <= 2 * STEP_S + SETTLED_S
 
 
 def test_what_is_unclear_goes_to_a_person() -> None:
@@ -113,23 +114,23 @@ def test_right_words_are_those_of_an_alignment_with_the_fewest_errors(
 
 
 def test_a_noisy_line_is_noticed_and_a_clean_one_is_not() -> None:
-    whole = np.concatenate([transcribe.samples_of(wav) for wav in transcribe.clips().values()])
-    found = speech_desk.line(whole, transcribe.noisy(whole, transcribe.MONITORED_DB))
+    whole = np.concatenate([speech.samples_of(wav) for wav in speech.clips().values()])
+    found = speech_desk.line(whole, speech.noisy(whole, transcribe.MONITORED_DB))
     assert found["alarms"] == 0
     assert found["rehearsal"]["alarm"]
 
 
 def test_a_name_in_a_tag_stays_here() -> None:
-    clip = transcribe.clips()["sense-0880"]
-    made = transcribe.tagged(clip)
-    assert transcribe.WHO["artist"].encode() in made
-    assert transcribe.wav_of(transcribe.samples_of(made)) == clip
+    clip = speech.clips()["sense-0880"]
+    made = speech.tagged(clip)
+    assert speech.WHO["artist"].encode() in made
+    assert speech.wav_of(speech.samples_of(made)) == clip
 
 
 @pytest.fixture(scope="module")
 def decision() -> dict[str, Any]:
     """As `speech_desk.record` makes one of a form and an attempt; nobody signed it."""
-    wav = transcribe.clips()["sense-0880"]
+    wav = speech.clips()["sense-0880"]
     kind = "multipart/form-data; boundary=x"
     parts = {"model": transcribe.MODEL, "language": "en"}
     form = b"".join(

@@ -23,6 +23,7 @@ from inferpool.recipes.kit.scorer import (
     difference,
     infer_all,
     latencies_ms,
+    percentiles,
     request_body,
 )
 from inferpool.recipes.kit.take import example, leaks, take
@@ -133,7 +134,7 @@ def run_case(
         facts["failover"] = rehearse(case, sample[case.input], engine)
     calls = _SMALL_CALLS if small else _CALLS
     facts["latency"] = {
-        way.name: _percentiles(latencies_ms(way, case.model, case.input, sample[case.input], calls))
+        way.name: percentiles(latencies_ms(way, case.model, case.input, sample[case.input], calls))
         for way in {scorer.name: scorer, engine.name: engine}.values()
     }
     return facts
@@ -179,11 +180,6 @@ def trace(case: Case) -> dict[str, Any]:
             "sent_sha256": hashlib.sha256(sent).hexdigest(),
             "leaks": leaks(sent, item.identifiers),
         }
-
-
-def _percentiles(times_ms: Array) -> dict[str, float]:
-    p50, p99 = np.percentile(times_ms, [50, 99])
-    return {"n": len(times_ms), "p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3)}
 
 
 def train(case: Case) -> tuple[Trained, list[Figure], float]:

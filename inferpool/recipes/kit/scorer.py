@@ -164,6 +164,12 @@ def difference(one: Sample, other: Sample) -> float:
     return worst
 
 
+def percentiles(times_ms: Array | Sequence[float]) -> dict[str, float]:
+    """How many, the median and the 99th percentile, in milliseconds."""
+    p50, p99 = np.percentile(times_ms, [50, 99])
+    return {"n": len(times_ms), "p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3)}
+
+
 def latencies_ms(scorer: Scorer, model: str, name: str, rows: Array, calls: int) -> Array:
     """Milliseconds of so many requests of one row, one after the other."""
     found = []
