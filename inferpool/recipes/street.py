@@ -30,7 +30,7 @@ from inferpool.recipes.kit.scorer import (
 )
 from inferpool.recipes.kit.use import Progress
 from inferpool.recipes.street_private import IDENTIFIERS, hidden, kept, trace
-from inferpool.recipes.street_truth import PEOPLE, judged
+from inferpool.recipes.street_truth import DOUBT, PEOPLE, judged
 from inferpool.recipes.street_weather import WATCHED, WEATHERS, spoilt, watched
 
 FRAME_S: Final = 0.1  # of this video; an answer that comes later is of no use to the next frame
@@ -42,7 +42,6 @@ DECISIONS: Final = 8
 AGREE: Final = 2e-6  # pool against the engine in this process, relative
 CALLS: Final = 100
 SMALL_CALLS: Final = 20
-DOUBT: Final = (0.2, 0.5)  # a box of such a score is doubtful
 NEVER_SURE: Final = 0.6  # a track whose best box has less goes to a person, once
 
 
@@ -89,7 +88,7 @@ def read_again(pool: PoolScorer, small: bool, progress: Progress, out: Path) -> 
         rows = np.concatenate(read.rows)
         served, seconds = _through(pool, engine, rows, progress)
         boxes = [sight.boxes(item.outputs["boxes"][0], SHRUNK, sight.DOUBTED) for item in served]
-        figures, bins = judged(lambda picture: seen(engine, picture), read.kept)
+        figures, bins, band = judged(lambda picture: seen(engine, picture), read.kept)
         some = np.linspace(0, len(rows) - 1, 20).astype(int)
         apart = max(
             difference(served[i].outputs, engine.infer(sight.MODEL, sight.INPUT, rows[i : i + 1]))
@@ -110,6 +109,7 @@ def read_again(pool: PoolScorer, small: bool, progress: Progress, out: Path) -> 
             "agrees": apart <= AGREE,
             "calibration": [asdict(item) for item in bins],
             "expected_calibration_error": calibration.expected_error(bins),
+            "band": asdict(band),
             "sections": [
                 _followed(boxes, served, seconds),
                 _pictures(read.kept[SHOWN], read.own[SHOWN], boxes[SHOWN]),

@@ -33,13 +33,18 @@ PEOPLE: Final = {
 HIDDEN: Final = {50: ((420, 225),), 150: ((465, 215),), 350: ((702, 285),), 550: ((425, 187),)}
 CELL: Final = (64, 32)  # of the baseline: a place where the picture changes is somebody
 CHANGED: Final = 25.0
+# A box of such a score goes to a person. Of the eight frames' other boxes one in twenty is wrong;
+# the figures choose it anew without the frame that they judge.
+DOUBT: Final = (0.28, 0.52)
+DOUBT_ERROR: Final = 0.05
 
 
 def judged(
     look: Callable[[Array], Array], pictures: Mapping[int, Array]
-) -> tuple[list[Figure], list[calibration.Bin]]:
-    """Figures, and the boxes' scores against what is there. `look`: boxes of a picture, also very
-    doubtful ones; `pictures` by number, those of `PEOPLE` and enough others to know the street."""
+) -> tuple[list[Figure], list[calibration.Bin], calibration.Band]:
+    """Figures, the boxes' scores against what is there, and what a person's look at the doubtful
+    ones of `DOUBT` leaves. `look`: boxes of a picture, also very doubtful ones; `pictures` by
+    number, those of `PEOPLE` and enough others to know the street."""
     usual = np.median(np.stack([item.mean(axis=2) for item in pictures.values()]), axis=0)
     boxes, people = _Tally(), _Tally()
     for number, seen in PEOPLE.items():
@@ -69,8 +74,28 @@ def judged(
             float(np.mean(boxes.rule)), "where the picture changes",
             groups=np.array(boxes.frame)[clear],
         ),
+        _decided(right, certain, np.array(boxes.frame)),
     ]  # fmt: skip
-    return figures, calibration.bins(right, certain, 6)
+    band = calibration.band(right, certain, *DOUBT, sight.SURE)
+    return figures, calibration.bins(right, certain, 6), band
+
+
+def _decided(right: Array, certain: Array, frame: Array) -> Figure:
+    """How often the detector is right where nobody is asked: somebody above the band, nobody below.
+
+    Each frame by a band that was chosen on the other frames.
+    """
+    said = certain >= sight.SURE
+    asked = np.zeros(len(right), dtype=bool)
+    for number in np.unique(frame):
+        here = frame == number
+        band = calibration.choose_band(right[~here], certain[~here], DOUBT_ERROR, sight.SURE)
+        asked[here] = calibration.in_band(certain[here], *band)
+    hit = (said == (right == 1)).astype(float)
+    name = f"boxes decided rightly, {asked.mean():.0%} left to a person"
+    kept = hit[~asked]
+    return figure(name, _share, np.ones(len(kept)), kept, float(hit.mean()), "nobody asked",
+                  groups=frame[~asked])  # fmt: skip
 
 
 class _Tally:

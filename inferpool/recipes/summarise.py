@@ -167,7 +167,7 @@ def play(pool: PoolScorer, small: bool, progress: Progress) -> list[dict[str, An
                first_written, 1.0, name),
         figure("summaries shown with an invented number", _mean, np.zeros(count),
                np.r_[np.ones(left), np.zeros(count - left)], 0.0, name, bar=0.0,
-               more_is_better=False),
+               more_is_better=False, share=True),
         figure("cosine to the text", _mean, np.zeros(count), _cosine(mine, whole),
                _cosine(rule, whole), name),
         figure("length, share of the text's words", _mean, np.zeros(count), _share(joined, texts),

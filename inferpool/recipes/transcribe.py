@@ -103,6 +103,7 @@ def play(pool: PoolScorer, small: bool, progress: Progress, out: Path) -> list[d
     question = "What is said?"
     made = result(MODEL, question, len(every), figures, difference, meter, sections, LIMITS)
     made |= _trusted(heard)
+    made["sections"] = sections  # without the service's: it is told below, for single clips
     made |= _service(every, records, again)
     made["trace"] = _trace(heard[None]["sense-0880"])
     if not small:
@@ -200,18 +201,19 @@ def _outlived(found: Mapping[str, bytes], heard: Mapping[str, Heard]) -> dict[st
 
 
 def _figure(name: str, heard: dict[str, Heard], bar: float | None = None) -> Figure:
-    said = np.array([len(words(CLIPS[clip])) for clip in heard], dtype=float)
-    wrong = np.array(
-        [errors(words(CLIPS[clip]), words(item.text)) for clip, item in heard.items()], dtype=float
-    )
-    plain = np.array(
-        [errors(CLIPS[clip].split(), item.text.split()) for clip, item in heard.items()],
-        dtype=float,
-    )
-    return figure(
-        name, rate, said, wrong, plain, "as written, letter by letter", bar=bar,
-        more_is_better=False,
-    )  # fmt: skip
+    spoken = sum(len(words(CLIPS[clip])) for clip in heard)
+    wrong = sum(errors(words(CLIPS[clip]), words(item.text)) for clip, item in heard.items())
+    plain = sum(errors(CLIPS[clip].split(), item.text.split()) for clip, item in heard.items())
+    return _rate(name, spoken, wrong, plain / spoken, "as written, letter by letter", bar)
+
+
+def _rate(
+    name: str, spoken: int, wrong: int, rule: float, rule_name: str, bar: float | None = None
+) -> Figure:
+    """A word error rate with the words as cases, of which more than there are may be wrong."""
+    counts = np.bincount(np.arange(wrong) % spoken, minlength=spoken).astype(float)
+    return figure(name, rate, np.ones(spoken), counts, rule, rule_name, bar=bar,
+                  more_is_better=False, share=True)  # fmt: skip
 
 
 def _noise(heard: Mapping[int | None, dict[str, Heard]]) -> dict[str, Any]:
@@ -245,12 +247,14 @@ def _streamed(ear: Ear, found: dict[str, bytes], progress: Progress) -> Figure:
 
     text = ear.stream(whole, partial)
     reference = [word for clip in found for word in words(CLIPS[clip])]
-    wrong = np.array([float(errors(reference, words(text)))])
-    first = float(errors(reference, words(shown[len(shown) // 2] if shown else "")))
-    return figure(
-        "word error rate, stream", rate, np.array([float(len(reference))]), wrong,
-        first / len(reference), "its partial result half way", more_is_better=False,
-    )  # fmt: skip
+    first = errors(reference, words(shown[len(shown) // 2] if shown else ""))
+    return _rate(
+        "word error rate, stream",
+        len(reference),
+        errors(reference, words(text)),
+        first / len(reference),
+        "its partial result half way",
+    )
 
 
 def _long(ear: Ear) -> dict[str, Any]:
@@ -268,7 +272,8 @@ def _long(ear: Ear) -> dict[str, Any]:
 
 LIMITS: Final = (
     "Read English by one speaker, without noise of its own; 70 words say little about accents,"
-    " names, or a telephone line.",
+    " names, or a telephone line. Intervals take words for cases, though those of a clip hang"
+    " together.",
     "A node hears what is said: send nothing to strangers that they may not know. Tags and file"
     " names stay here; a voice is a voice.",
     "The chance that a word is right was fitted on the same five clips in white noise of other"

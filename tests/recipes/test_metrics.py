@@ -111,3 +111,19 @@ def test_band_is_empty_where_the_model_is_good_enough() -> None:
 
 def test_band_is_everything_where_it_never_is() -> None:
     assert calibration.choose_band(TRUTH, 1.0 - TRUTH, error=0.1) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("label", "low", "high"), [(0, 0.0, 0.0973), (1, 0.9027, 1.0)])
+def test_none_of_a_few_is_not_certainly_none_of_all(label: int, low: float, high: float) -> None:
+    truth, said = np.ones(36, dtype=int), np.full(36, label)
+    found = metrics.figure("recall", metrics.recall, truth, said, 0.5, "coin")
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+    alone = metrics.figure("mean", lambda _, s: float(s.mean()), truth, said, 0.5, "coin")
+    assert alone.low == alone.high == label, "a mean is no share unless it is said to be one"
+
+
+def test_a_share_of_half_keeps_its_resampled_interval() -> None:
+    truth, said = np.ones(40, dtype=int), np.arange(40) % 2
+    found = metrics.figure("recall", metrics.recall, truth, said, 0.5, "coin", share=True)
+    low, high = metrics.interval(metrics.recall, truth, said)
+    assert (found.low, found.high) == (low, high)

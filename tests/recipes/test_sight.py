@@ -129,7 +129,7 @@ def test_a_frame_is_decided_again_from_its_record(engine: EngineScorer) -> None:
     row = frame()
     answer = engine.infer(sight.MODEL, sight.INPUT, row)
     (told,) = engine.told(sight.MODEL, sight.INPUT, [row], [answer])
-    words = street.verdict(sight.boxes(answer["boxes"][0], street.SHRUNK, street.DOUBT[0]))
+    words = street.verdict(sight.boxes(answer["boxes"][0], street.SHRUNK, street_truth.DOUBT[0]))
     assert "5 person" in words
     record = audit.record("driving", sight.MODEL, sight.INPUT, row, told, 0.9, words, [], 1)
     assert audit.replay(record, engine).bitwise

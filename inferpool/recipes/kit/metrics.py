@@ -53,11 +53,20 @@ def figure(
     bar: float | None = None,
     more_is_better: bool = True,
     groups: Array | None = None,
+    share: bool = False,
 ) -> Figure:
-    """The figure of a metric; a baseline given as an array is scored by the same metric."""
+    """The figure of a metric; a baseline given as an array is scored by the same metric.
+
+    `share`: the metric is a share of the cases; accuracy, recall and F1 are taken for one. Of a
+    share of none or all, resampling would say that it is certain.
+    """
     low, high = interval(metric, truth, said, groups=groups)
     rule = metric(truth, baseline) if isinstance(baseline, np.ndarray) else float(baseline)
     value, n = metric(truth, said), len(truth) if groups is None else len(np.unique(groups))
+    if low == high and value in (0.0, 1.0) and (share or metric in (accuracy, recall, f1)):
+        asked = int((truth == 1).sum()) if metric in (recall, f1) else n
+        apart = none_of(min(n, max(1, asked)))
+        low, high = (0.0, apart) if value == 0 else (1 - apart, 1.0)
     return Figure(name, value, low, high, n, rule, baseline_name, bar, more_is_better)
 
 
@@ -87,6 +96,12 @@ def interval(
         return float("nan"), float("nan")
     low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)
+
+
+def none_of(cases: int) -> float:
+    """The greatest share that is not refuted at 97.5 % by none of so many cases (Clopper and
+    Pearson 1934)."""
+    return float(1 - 0.025 ** (1 / cases))
 
 
 def _members(groups: Array) -> list[Array]:

@@ -33,6 +33,7 @@ from inferpool.recipes.kit.scorer import BATCH
 
 T = TypeVar("T")
 COST: Final = "inferpool-cost-pico-usd"
+_SHOWN: Final = 10**8  # pico-USD: four decimals
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Meter:
         """For a report's table."""
         times = self.times_ms or [0.0]
         p50, p99 = np.percentile(times, [50, 99])
-        thousand = 1000 * self.charged_pico_usd // max(1, self.calls)
+        thousand = 1000 * self.charged_pico_usd // max(1, self.calls) // _SHOWN * _SHOWN
         return [
             ["calls", str(self.calls)],
             ["p50", f"{p50:.0f} ms"],
