@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from inferpool.metrics import FIRST_TOKEN_BUCKETS_S, Labels, Registry
 from inferpool.node.services import Hosted, Services
@@ -14,12 +16,23 @@ from inferpool.protocol.receipt import Outcome
 _MODEL = "model_name"
 
 
+@dataclass(slots=True)
+class Tally:
+    """What the receipts of one model and outcome add up to."""
+
+    receipts: int = 0
+    prompt_units: int = 0
+    output_units: int = 0
+    charged_pico_usd: int = 0
+
+
 class NodeMetrics:
     """Counts since the start; what is running and what is owed is read at each scrape."""
 
     def __init__(self, services: Services, ledger: PayeeLedger) -> None:
         made = self._registry = Registry()
         self._services, self._ledger = services, ledger
+        self._tallies: dict[tuple[str, Outcome], Tally] = {}  # by model: as many as are hosted
         made.gauge(
             "vllm:num_requests_running",
             "Requests that run now.",
@@ -32,11 +45,19 @@ class NodeMetrics:
             self._each(lambda item: max(0, item.running - item.slots)),
             _MODEL,
         )
-        self._prompt = made.count(
-            "vllm:prompt_tokens_total", "Units that came in: tokens, rows, seconds.", _MODEL
+        made.gauge(
+            "vllm:prompt_tokens_total",
+            "Units that came in: tokens, rows, seconds.",
+            lambda: self._by_model(lambda tally: tally.prompt_units),
+            _MODEL,
+            kind="counter",
         )
-        self._output = made.count(
-            "vllm:generation_tokens_total", "Units that went out: tokens, steps.", _MODEL
+        made.gauge(
+            "vllm:generation_tokens_total",
+            "Units that went out: tokens, steps.",
+            lambda: self._by_model(lambda tally: tally.output_units),
+            _MODEL,
+            kind="counter",
         )
         self._first = made.histogram(
             "vllm:time_to_first_token_seconds",
@@ -44,11 +65,22 @@ class NodeMetrics:
             FIRST_TOKEN_BUCKETS_S,
             _MODEL,
         )
-        self._receipts = made.count(
-            "inferpool_node_receipts_total", "Receipts signed.", _MODEL, "outcome"
+        made.gauge(
+            "inferpool_node_receipts_total",
+            "Receipts signed.",
+            lambda: [
+                ((model, outcome.name.lower()), tally.receipts)
+                for (model, outcome), tally in self._tallies.items()
+            ],
+            *(_MODEL, "outcome"),
+            kind="counter",
         )
-        self._charged = made.count(
-            "inferpool_node_charged_pico_usd_total", "Charged since the start.", _MODEL
+        made.gauge(
+            "inferpool_node_charged_pico_usd_total",
+            "Charged since the start.",
+            lambda: self._by_model(lambda tally: tally.charged_pico_usd),
+            _MODEL,
+            kind="counter",
         )
         self._refused = made.count(
             "inferpool_node_refusals_total", "Requests answered with an error.", "code"
@@ -67,6 +99,12 @@ class NodeMetrics:
     def _each(self, read: Callable[[Hosted], int]) -> Callable[[], Iterable[tuple[Labels, float]]]:
         return lambda: [((item.manifest.name,), read(item)) for item in self._services.hosted]
 
+    def _by_model(self, read: Callable[[Tally], int]) -> Iterable[tuple[Labels, float]]:
+        sums: Counter[str] = Counter()
+        for (model, _), tally in self._tallies.items():
+            sums[model] += read(tally)
+        return [((model,), total) for model, total in sums.items()]
+
     def _channels(self) -> list[PayeeChannel]:
         return list(self._ledger.channels.values())
 
@@ -77,11 +115,14 @@ class NodeMetrics:
     def finished(self, work: Work, outcome: Outcome) -> None:
         """A receipt was signed."""
         assert work.signed is not None, "finished with a receipt"
-        model, receipt = work.service.model, work.signed.receipt
-        self._prompt.add(receipt.prompt_units, model)
-        self._output.add(receipt.output_units, model)
-        self._charged.add(receipt.charge_pico_usd, model)
-        self._receipts.add(1, model, outcome.name.lower())
+        receipt, key = work.signed.receipt, (work.service.model, outcome)
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies[key] = Tally()
+        tally.receipts += 1
+        tally.prompt_units += receipt.prompt_units
+        tally.output_units += receipt.output_units
+        tally.charged_pico_usd += receipt.charge_pico_usd
 
     def refused(self, code: str) -> None:
         """A request was answered with an error of this code."""

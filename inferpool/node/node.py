@@ -34,8 +34,9 @@ from inferpool.protocol.lease import Lease
 from inferpool.protocol.limits import CHAINED_UNITS_MAX, EVIDENCE_KEPT_MAX, EVIDENCE_KEPT_MS
 from inferpool.protocol.offer import Offer, Service
 from inferpool.protocol.oip import InferRequest
-from inferpool.protocol.price import maximum, maximum_usage
+from inferpool.protocol.price import amount, exact_pico_usd, maximum_usage
 from inferpool.protocol.receipt import Outcome, SignedReceipt
+from inferpool.protocol.usage import Usage
 from inferpool.transport.asgi import HttpRequest
 from inferpool.transport.base import Headers
 
@@ -45,13 +46,14 @@ _LOADING_S: Final = 3  # after which a caller of a model that is out of memory a
 
 @dataclass(slots=True)
 class Asked:
-    """A request as it was checked; `units`: its maximum in base units."""
+    """A request as it was checked; `most`: its maximum, `units`: the same in base units."""
 
     own: bool
     request_id: bytes
     offer: Offer
     offer_hash: bytes
     service: Service
+    most: Usage
     units: int
 
 
@@ -152,7 +154,7 @@ class Node:
         inputs = read_inputs(parsed, engine.inputs) if ready else []
         check_outputs(parsed, engine.outputs if ready else ())
         job, loop = parsed.job, asyncio.get_running_loop()
-        async with self.admit(request, hosted, job, body, None) as work:
+        async with self.admit(request, hosted, job, body, 0) as work:  # nothing here is drawn
             begun = loop.time()
             outputs = await engine.infer(inputs, job.rows)
             spent_ms = 1000 * (loop.time() - begun)
@@ -181,7 +183,7 @@ class Node:
             raise Unavailable(f"This node takes no work now: {self.withheld}.", retry_after_s=30)
         own, request_id = identify(request.headers, self.random)
         offer, offer_hash = self._accepted(request, own)
-        service = offer.service(job.model)
+        service = self.offers.sold(offer, offer_hash, job.model)
         if service is None and hosted.open:
             raise PaymentRequired(
                 f"The offer that was taken does not sell {job.model!r};"
@@ -195,12 +197,13 @@ class Node:
                 "This request id was used before; each attempt needs its own.",
                 code="duplicate_request",
             )
-        units = maximum(job, service, offer.terms.asset_decimals)
-        return Asked(own, request_id, offer, offer_hash, service, units)
+        most = maximum_usage(job, service)
+        units = amount(exact_pico_usd(most, service), offer.terms.asset_decimals)
+        return Asked(own, request_id, offer, offer_hash, service, most, units)
 
     async def start(self, admission: Admission, asked: Asked) -> Work:
         """Hold the payment of a request that has its place. Raises PaymentNeeded."""
-        request, job = admission.request, admission.job
+        request = admission.request
         channel = await self._pay(request, asked.request_id, asked.units, own=asked.own)
         return Work(
             request_id=asked.request_id,
@@ -208,7 +211,7 @@ class Node:
             offer=asked.offer,
             offer_hash=asked.offer_hash,
             service=asked.service,
-            maximum_usage=maximum_usage(job, asked.service),
+            maximum_usage=asked.most,
             channel=channel,
             seed=self._seed(admission.seed),
             own=asked.own,
@@ -270,8 +273,11 @@ class Node:
         """Sign for a whole answer and send it."""
         work.answer_hash.update(body)
         chain = None
-        if work.chained and work.evidence() is None:
-            chain = self._chains.setdefault(work.channel.channel_id, ReceiptChain())
+        if work.chained and not work.ids:  # evidence takes a receipt of its own
+            channel_id = work.channel.channel_id
+            chain = self._chains.get(channel_id)
+            if chain is None:
+                chain = self._chains[channel_id] = ReceiptChain()
         await self.finish(work, Outcome.COMPLETE, chain)
         await request.answer(200, body, [*extra, *self.answer_headers(work)])
 

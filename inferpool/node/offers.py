@@ -37,6 +37,7 @@ class OfferBook:
         self.digest = b""  # of the offer that was signed last
         self._signed_ms = 0
         self._recent: dict[bytes, Offer] = {}
+        self._sold: dict[tuple[bytes, str], Service] = {}  # of those, as they were asked for
 
     def current(self) -> SignedOffer:
         """The offer to show now; a new one is signed when services changed or time is due."""
@@ -76,6 +77,7 @@ class OfferBook:
             if old.valid_until_ms + CLOCK_SKEW_MS >= now_ms
         }
         self._recent[digest] = offer
+        self._sold.clear()
         return self._signed
 
     def accepted(self, offer_hash: bytes) -> Offer:
@@ -88,3 +90,13 @@ class OfferBook:
                 code="payment_terms",
             )
         return offer
+
+    def sold(self, offer: Offer, offer_hash: bytes, model: str) -> Service | None:
+        """The service of an offer of ours that a model's name or id asks for."""
+        key = (offer_hash, model)
+        if key not in self._sold:
+            found = offer.service(model)
+            if found is None:  # a name that is none of ours is not kept
+                return None
+            self._sold[key] = found
+        return self._sold[key]

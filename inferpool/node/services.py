@@ -73,12 +73,11 @@ class Hosted:
     failures: int = 0  # of its loading, since it was loaded
     failure: str = ""  # why, in words
     pace: Pace = field(default_factory=Pace)
+    task: Task = field(init=False)
     _service: Service | None = None
 
-    @property
-    def task(self) -> Task:
-        """The manifest's task."""
-        return Task(self.manifest.task)
+    def __post_init__(self) -> None:
+        self.task = Task(self.manifest.task)
 
     @property
     def open(self) -> bool:

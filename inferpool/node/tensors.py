@@ -109,7 +109,7 @@ def _numbers(item: InputTensor) -> bytes:
 def _integers(data: object) -> bool:
     if isinstance(data, list):
         return all(_integers(value) for value in data)
-    return type(data) is int
+    return isinstance(data, int)  # true and false too, as numpy reads them among integers
 
 
 def _strings(item: InputTensor) -> bytes:

@@ -55,9 +55,10 @@ class Work:
     @property
     def charged_usage(self) -> Usage:
         """The same within the maximum: what the receipt counts."""
-        used, most = self.usage, self.maximum_usage
+        most = self.maximum_usage
         return Usage(
-            min(used.prompt_units, most.prompt_units), min(used.output_units, most.output_units)
+            min(self.prompt_units, most.prompt_units),
+            min(len(self.ids) or self.counted, most.output_units),
         )
 
     def evidence(self) -> Evidence | None:

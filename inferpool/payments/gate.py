@@ -55,6 +55,7 @@ class PaymentGate:
         self._ledger = ledger
         self.refunding: set[bytes] = set()  # channels whose refund is being sent
         self._fresh: set[bytes] = set()  # channels whose chain state was read since the start
+        self._known: dict[ChannelConfig, PayeeChannel] = {}  # those, by terms that were checked
         self._locks: dict[bytes, asyncio.Lock] = {}
 
     async def admit(
@@ -77,26 +78,32 @@ class PaymentGate:
                 "A refund buys no answer; ask for it at GET /inferpool/refund.",
                 code="payment_invalid",
             )
-        self._check_terms(payment, maximum)
-        self.payers.check(payment.config.payer)
-        channel_id = payment.config.channel_id(self.terms.chain_id)
-        if payment.voucher.channel_id != channel_id:
+        config, voucher = payment.config, payment.voucher
+        channel = self._known.get(config)
+        if channel is None or payment.accepted_network != self.terms.network:
+            self._check_config(config, payment.accepted_network)
+        if payment.accepted_amount != maximum:
+            raise _amount_differs(maximum)
+        self.payers.check(config.payer)
+        channel_id = channel.channel_id if channel else config.channel_id(self.terms.chain_id)
+        if voucher.channel_id != channel_id:
             raise PaymentRequired(
                 "The voucher names another channel than its configuration.", code="payment_terms"
             )
         if payment.kind == "deposit":
             await self._deposit(channel_id, payment)
-        channel = await self.channel(payment.config, channel_id)
+        if channel is None:
+            channel = self._known[config] = await self.channel(config, channel_id)
         if len(channel.held) >= self._concurrent:
             raise RateLimited(
                 f"This channel has {len(channel.held)} requests in flight here, which is all that"
                 " one channel may have; wait for one to end.",
                 retry_after_s=1,
             )
-        if payment.voucher.max_claimable > channel.balance or channel.paying_back:
+        if voucher.max_claimable > channel.balance or channel.paying_back:
             await self.refresh(channel)  # a top-up may have been mined since, or the refund
         try:
-            channel.admit(request_id, payment.voucher, maximum, _booked(booked))
+            channel.admit(request_id, voucher, maximum, _booked(booked) if booked else (0, 0))
         except PaymentRequired as error:
             raise Disagreement(error, channel) from None
         return channel
@@ -164,15 +171,6 @@ class PaymentGate:
             )
             raise Disagreement(error, channel)
         return channel
-
-    def _check_terms(self, payment: x402.Payment, maximum: int) -> None:
-        self._check_config(payment.config, payment.accepted_network)
-        if payment.accepted_amount != maximum:
-            raise PaymentRequired(
-                "The payment's terms differ: amount must be this request's maximum,"
-                f" {maximum} base units.",
-                code="payment_terms",
-            )
 
     def _check_config(self, config: ChannelConfig, network: str) -> None:
         terms = self.terms
@@ -276,10 +274,15 @@ def identify(sent: Mapping[bytes, bytes], random: Callable[[int], bytes]) -> tup
         raise BadRequest(f"Inferpool-Request-Id: {error}.") from None
 
 
+def _amount_differs(maximum: int) -> PaymentRequired:
+    return PaymentRequired(
+        f"The payment's terms differ: amount must be this request's maximum, {maximum} base units.",
+        code="payment_terms",
+    )
+
+
 def _booked(value: bytes) -> tuple[int, int]:
     """Number and total of the payer's last receipt. Raises PaymentRequired(payment_invalid)."""
-    if not value:
-        return 0, 0
     seq, _, total = value.partition(b" ")
     if not (seq.isdigit() and total.isdigit() and len(seq) <= 18 and len(total) <= 38):
         raise PaymentRequired(

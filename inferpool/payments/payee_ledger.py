@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy import bindparam, insert, select, update
 
@@ -23,6 +24,7 @@ from inferpool.protocol.limits import CHANNELS_MAX, RECEIPTS_PAGE_MAX, REQUEST_I
 from inferpool.protocol.receipt import SignedReceipt
 from inferpool.protocol.voucher import ChannelConfig, canonical_config
 
+_SWEEP_LEAST: Final = 64
 _CHANNEL_ROW = (
     *("channel_id", "config", "best", "best_signature"),
     *("total_pico_usd", "reported", "seq", "claimed"),
@@ -82,7 +84,9 @@ class PayeeLedger:
             .values(request_id=bindparam("answered"))
         )
         ids = select(PAYEE_RECEIPTS.c.request_id).limit(REQUEST_IDS_KEPT_MAX)
-        self._saving: dict[bytes, bytes] = {}  # request id -> channel id
+        # By request id: the channel, and when it is durable. Swept now and then of what is.
+        self._saving: dict[bytes, tuple[bytes, asyncio.Future[None]]] = {}
+        self._sweep_at = _SWEEP_LEAST
         self._receipted: set[bytes] = {row.request_id for row in journal.read(ids)}
 
     def receipted(self, request_id: bytes) -> bool:
@@ -129,7 +133,6 @@ class PayeeLedger:
         receipt = signed.receipt
         assert receipt.request_id not in self._receipted, "one receipt for a request id"
         self._receipted.add(receipt.request_id)
-        self._saving[receipt.request_id] = receipt.channel_id
         values = (
             receipt.request_id,
             receipt.channel_id,
@@ -145,13 +148,21 @@ class PayeeLedger:
             answered = {"of_payer": config.payer, "of_nonce": config.salt}
             totals = Write(self._answer_transfer, {**answered, "answered": receipt.request_id})
         saved = self._journal.write([totals, Write(self._save_receipt, values)])
-        saved.add_done_callback(lambda _: self._saving.pop(receipt.request_id))
+        saving = self._saving
+        if len(saving) >= self._sweep_at:  # a callback for each would cost a turn of the loop
+            saving = {key: found for key, found in saving.items() if not found[1].done()}
+            self._saving, self._sweep_at = saving, 2 * len(saving) + _SWEEP_LEAST
+        saving[receipt.request_id] = (receipt.channel_id, saved)
         return saved
 
     def saving(self, channel_id: bytes) -> list[bytes]:
         """Request ids of receipts that are signed and not durable yet: charged, and not to be
         shown. A payer must not take them for requests that owe nothing."""
-        return [item for item, owner in self._saving.items() if owner == channel_id]
+        return [
+            item
+            for item, (owner, saved) in self._saving.items()
+            if owner == channel_id and not saved.done()
+        ]
 
     def save_refund(self, channel_id: bytes, nonce: int) -> asyncio.Future[None]:
         """Make durable that a refund is on its way, before it is sent."""

@@ -8,7 +8,7 @@ PAYMENT-RESPONSE goes with the answer: what was charged. Each is base64 of JSON.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal
 
@@ -19,6 +19,7 @@ from inferpool.protocol.encoding import from_base64, from_hex, to_base64, to_che
 from inferpool.protocol.errors import PaymentRequired
 from inferpool.protocol.limits import PAYMENT_HEADER_MAX
 from inferpool.protocol.offer import Terms
+from inferpool.protocol.value import value
 from inferpool.protocol.voucher import ChannelConfig, Voucher
 
 X402_VERSION: Final = 2
@@ -46,7 +47,7 @@ REASONS: Final[dict[str, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Payment:
     """A parsed PAYMENT-SIGNATURE; amounts in base units. No signature was checked yet."""
 
@@ -229,16 +230,24 @@ def _requirements_json(terms: Terms, amount: int) -> orjson.Fragment:
 
 def payment_response(terms: Terms, payer: bytes, view: ChannelView, charged: int) -> bytes:
     """PAYMENT-RESPONSE: `charged` base units for this request; 0 is valid."""
-    return _encode(
-        {
-            "success": True,
-            "payer": to_checksum(payer),
-            "transaction": "",
-            "network": terms.network,
-            "amount": "",
-            "extra": {"channelState": _channel_state(view), "chargedAmount": str(charged)},
-        }
+    told = _RESPONSE % (
+        to_checksum(payer),
+        terms.network,
+        view.channel_id.hex(),
+        view.balance,
+        view.total_claimed,
+        view.charged,
+        charged,
     )
+    return to_base64(told.encode()).encode()
+
+
+# By hand, since it goes with each answer; what is filled in needs no escapes.
+_RESPONSE: Final = (
+    '{"success":true,"payer":"%s","transaction":"","network":"%s","amount":"",'
+    '"extra":{"channelState":{"channelId":"0x%s","balance":"%d","totalClaimed":"%d","withdrawRequestedAt":0,'
+    '"refundNonce":"0","chargedCumulativeAmount":"%d"},"chargedAmount":"%d"}}'
+)
 
 
 def refund_response(
@@ -286,7 +295,15 @@ def parse_payment(value: bytes) -> Payment | ExactPayment | RefundRequest:
             if payment is not None:
                 channel_id, amount, signature = found.groups()
                 voucher = Voucher(_hex(channel_id), int(amount), _hex(signature))
-                return replace(payment, voucher=voucher)
+                return Payment(
+                    payment.kind,
+                    payment.config,
+                    voucher,
+                    payment.accepted_amount,
+                    payment.accepted_network,
+                    payment.deposit_amount,
+                    payment.authorization,
+                )
         return _payment(data)
     except (ValueError, RecursionError) as error:
         raise PaymentRequired(

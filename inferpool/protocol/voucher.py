@@ -48,6 +48,10 @@ class ChannelConfig:
     withdraw_delay_s: int
     salt: bytes
 
+    def __hash__(self) -> int:
+        """By two members, which tell channels apart: terms are looked up with each request."""
+        return hash((self.salt, self.payer))
+
     def channel_id(self, chain_id: int) -> bytes:
         """The channel's 32-byte id on a chain; a payer shows the same terms each time."""
         return _channel_id(self, chain_id)

@@ -246,6 +246,33 @@ async def test_each_term_that_differs_is_named(changes: dict[str, Any], word: st
         assert word in answer.json["error"]
 
 
+async def test_a_channel_that_is_known_lends_its_terms_to_no_other() -> None:
+    """Terms are looked up by the channel that was checked with them: all seven count."""
+    async with world() as made:
+        payer = await made.payer()
+        assert (await infer(made, payer.paid(JOB, payer.next_id()))).status == 200
+        config, offer = payer.channel.config, payer.offer
+        others = [
+            replace(config, receiver=STRANGER),
+            replace(config, receiver_authorizer=STRANGER),
+            replace(config, token=STRANGER),
+            replace(config, withdraw_delay_s=901),
+            replace(config, payer_authorizer=bytes(20)),
+            replace(config, payer_authorizer=STRANGER),
+        ]
+        for payer.channel.config in others:
+            assert hash(payer.channel.config) == hash(config)
+            answer = await infer(made, payer.paid(JOB, payer.next_id()))
+            assert (answer.status, answer.code) == (402, "payment_terms")
+        payer.channel.config = config
+        payer.offer = replace(offer, terms=replace(offer.terms, chain_id=1))
+        answer = await infer(made, payer.paid(JOB, payer.next_id(), own=False))
+        assert (answer.status, answer.code) == (402, "payment_terms")
+        assert "network" in answer.json["error"]
+        payer.offer = offer
+        assert (await infer(made, payer.paid(JOB, payer.next_id()))).status == 200
+
+
 async def test_another_amount_than_the_maximum() -> None:
     async with world() as made:
         payer = await made.payer()

@@ -68,6 +68,23 @@ async def test_a_second_receipt_for_a_request_id_is_never_signed_off() -> None:
         again.save_receipt(channel, signed(honest_receipt(1, 2)), "fake-chat")
 
 
+async def test_receipts_that_are_not_durable_yet_are_told_and_no_others() -> None:
+    ledger = payee_ledger(MemoryJournal())
+    channel, other = payee_channel(1000), replace(payee_channel(1000), channel_id=bytes(32))
+    count = 300  # beyond what is swept now and then
+    for seq in range(1, count + 1):
+        saved = ledger.save_receipt(channel, signed(honest_receipt(seq, seq)), "fake-chat")
+        if seq % 100 == 50:  # some become durable between others
+            assert name(seq) in ledger.saving(CHANNEL_ID)
+            await saved
+            assert ledger.saving(CHANNEL_ID) == []
+    assert ledger.saving(CHANNEL_ID) == [name(seq) for seq in range(251, count + 1)]
+    assert ledger.saving(other.channel_id) == []
+    await saved
+    assert ledger.saving(CHANNEL_ID) == []
+    assert len(ledger.receipts(CHANNEL_ID, 0)) == min(count, RECEIPTS_PAGE_MAX)
+
+
 async def test_receipts_come_in_pages_in_order() -> None:
     ledger = payee_ledger(MemoryJournal())
     channel = payee_channel(1000)

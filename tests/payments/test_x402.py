@@ -189,6 +189,21 @@ def test_the_sdk_reads_our_payment_response() -> None:
     assert found.extra["channelState"]["chargedCumulativeAmount"] == "120"
 
 
+def test_a_payment_response_is_json_as_any_encoder_writes_it() -> None:
+    """It is written by hand: nothing may be spelt as no encoder would."""
+    view = replace(VIEW, balance=2**128 - 1, charged=2**127)
+    made = base64.b64decode(x402.payment_response(TERMS, PAYER.address, view, 2**64))
+    found = json.loads(made)
+    assert json.dumps(found, separators=(",", ":")).encode() == made
+    state = found["extra"]["channelState"]
+    assert (state["balance"], state["totalClaimed"]) == (str(2**128 - 1), str(VIEW.total_claimed))
+    assert (state["channelId"], state["chargedCumulativeAmount"]) == (
+        to_hex(VIEW.channel_id),
+        str(2**127),
+    )
+    assert found["extra"]["chargedAmount"] == str(2**64)
+
+
 def test_the_sdk_reads_our_payment() -> None:
     voucher = payer_channel(1000).authorise(name(1), 25, AUTHORIZER)
     header = x402.payment_signature(CONFIG, voucher, TERMS, 25)
