@@ -150,11 +150,15 @@ class Node:
         parsed = InferRequest.parse(model, body, length)
         hosted = self.services.find(model, Task.TENSOR)
         engine: TensorEngine = hosted.engine
-        ready = engine.ready()  # before it was loaded once, nobody knows what it takes
-        inputs = read_inputs(parsed, engine.inputs) if ready else []
-        check_outputs(parsed, engine.outputs if ready else ())
         job, loop = parsed.job, asyncio.get_running_loop()
+        ready = engine.ready()  # before it was loaded once, nobody knows what it takes
+        if ready:
+            inputs = read_inputs(parsed, engine.inputs)
+            check_outputs(parsed, engine.outputs)
         async with self.admit(request, hosted, job, body, 0) as work:  # nothing here is drawn
+            if not ready:  # it was loaded meanwhile
+                inputs = read_inputs(parsed, engine.inputs)
+                check_outputs(parsed, engine.outputs)
             begun = loop.time()
             outputs = await engine.infer(inputs, job.rows)
             spent_ms = 1000 * (loop.time() - begun)
