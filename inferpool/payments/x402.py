@@ -230,23 +230,18 @@ def _requirements_json(terms: Terms, amount: int) -> orjson.Fragment:
 
 def payment_response(terms: Terms, payer: bytes, view: ChannelView, charged: int) -> bytes:
     """PAYMENT-RESPONSE: `charged` base units for this request; 0 is valid."""
-    told = _RESPONSE % (
-        to_checksum(payer),
-        terms.network,
-        view.channel_id.hex(),
-        view.balance,
-        view.total_claimed,
-        view.charged,
-        charged,
-    )
+    channel, network = view.channel_id.hex(), terms.network
+    amounts = (view.balance, view.total_claimed, view.charged, charged)
+    told = _RESPONSE % (to_checksum(payer), network, channel, *amounts)
     return to_base64(told.encode()).encode()
 
 
 # By hand, since it goes with each answer; what is filled in needs no escapes.
 _RESPONSE: Final = (
     '{"success":true,"payer":"%s","transaction":"","network":"%s","amount":"",'
-    '"extra":{"channelState":{"channelId":"0x%s","balance":"%d","totalClaimed":"%d","withdrawRequestedAt":0,'
-    '"refundNonce":"0","chargedCumulativeAmount":"%d"},"chargedAmount":"%d"}}'
+    '"extra":{"channelState":{"channelId":"0x%s","balance":"%d","totalClaimed":"%d",'
+    '"withdrawRequestedAt":0,"refundNonce":"0","chargedCumulativeAmount":"%d"},'
+    '"chargedAmount":"%d"}}'
 )
 
 
@@ -295,15 +290,9 @@ def parse_payment(value: bytes) -> Payment | ExactPayment | RefundRequest:
             if payment is not None:
                 channel_id, amount, signature = found.groups()
                 voucher = Voucher(_hex(channel_id), int(amount), _hex(signature))
-                return Payment(
-                    payment.kind,
-                    payment.config,
-                    voucher,
-                    payment.accepted_amount,
-                    payment.accepted_network,
-                    payment.deposit_amount,
-                    payment.authorization,
-                )
+                accepted = (payment.accepted_amount, payment.accepted_network)
+                deposit = (payment.deposit_amount, payment.authorization)
+                return Payment(payment.kind, payment.config, voucher, *accepted, *deposit)
         return _payment(data)
     except (ValueError, RecursionError) as error:
         raise PaymentRequired(
