@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -47,12 +47,20 @@ class Stages:
     quiet: bool
     begun: float = field(default_factory=time.monotonic)
     took_s: dict[str, float] = field(default_factory=dict)
+    _shown: Any = None  # what goes on now, where somebody watches
+
+    def now(self, what: str) -> None:
+        """Show what goes on, until the stage ends."""
+        if self._shown is not None:
+            self._shown.update(f"[dim]{what}[/]")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[str], None]]:
         """One step; what it yields says a line about it."""
         begun, lines = time.monotonic(), list[str]()
-        yield lines.append
+        watched = not self.quiet and OUT.is_terminal and name != "pull"  # which has bars of its own
+        with OUT.status(f"[dim]{name}[/]") if watched else nullcontext() as self._shown:
+            yield lines.append
         self.took_s[name] = round(time.monotonic() - begun, 2)
         if self.quiet:
             return
@@ -123,6 +131,7 @@ class Joining:
 
         chain_url(self.config.chain, self.home)  # before minutes are spent: is there a chain?
         hardware, measured = self._look()
+        uploads = self._upload()
         choices = self._choose(names, hardware)
         speeds = self._measure([item.manifest for item in choices if not item.why_not])
         priced, report = self._price(hardware, measured, speeds)
@@ -132,6 +141,7 @@ class Joining:
             hardware.to_wire(),
             measured.to_wire() if measured else None,
         )
+        report["upload_bytes_per_s"] = uploads
         report["left_out"] = {i.manifest.name: i.why_not for i in choices if i.why_not}
         return report
 
@@ -164,6 +174,22 @@ class Joining:
                 f" power {f'{watts / 1000:.1f} W' if watts else 'not readable: rated'}"
             )
         return hardware, measured
+
+    def _upload(self) -> dict[str, int | None]:
+        """Bytes a second to each gateway, None where it cannot be measured."""
+        from inferpool.daemon.joining import upload_to
+
+        found: dict[str, int | None] = {}
+        with self.stages.stage("upload") as say:
+            for url in self._gateways():
+                rate, why = upload_to(url)
+                found[url] = rate or None
+                say(f"{_rate(rate)} to {url}" if rate else f"[yellow]not measured: {url}: {why}[/]")
+            if not found:
+                say("no gateway is named; the registry's will come by themselves")
+            if self.config.node.relays:
+                say("answers go by the relay, whose own line may be slower: not measured")
+        return found
 
     def _choose(self, names: list[str], hardware: Hardware) -> list[Choice]:
         from inferpool.daemon.joining import Choice, choose_models
@@ -207,6 +233,7 @@ class Joining:
         store = Store()
         with self.stages.stage("benchmark") as say:
             for item in manifests:
+                self.stages.now(f"measuring {item.name}")
                 try:
                     speed = asyncio.run(measure_model(item, store, self.config.node))
                 except InferpoolError as error:
@@ -214,8 +241,8 @@ class Joining:
                     continue
                 speeds[item] = speed
                 into, out = speed.per_second()
-                pace = f"{into:.0f} {item.unit}s/s in" if into else f"{item.unit}s/s"
-                pace += f", {out:.1f} out" if out else ""
+                paces = [(into, " in" if out else ""), (out, " out" if into else "")]
+                pace = ", ".join(f"{n:,.{n < 100:d}f} {item.unit}s/s{way}" for n, way in paces if n)
                 say(f"{item.name}: {pace}, first after {speed.first_ms:.0f} ms")
         if not speeds:
             raise Unavailable("No engine could be started here; `inferpool node doctor` says why.")
@@ -224,7 +251,7 @@ class Joining:
     def _price(
         self, hardware: Hardware, measured: Measured | None, speeds: dict[Manifest, Speed]
     ) -> tuple[list[Priced], dict[str, Any]]:
-        from inferpool.daemon.joining import asked_by, expected, machine_cost, per_million, price
+        from inferpool.daemon.joining import asked_by, expected, machine_cost, price
 
         with self.stages.stage("price") as say:
             gateways = self._gateways()
@@ -239,8 +266,7 @@ class Joining:
             for item in priced:
                 out = item.price_out
                 say(
-                    f"{item.manifest.name}: {per_million(item.price_in.price)}"
-                    f"{f' in, {per_million(out.price)} out' if out else ''} USD per million"
+                    f"{item.manifest.name}: {_asked(item)} USD per million {item.manifest.unit}s"
                     f" ({(out or item.price_in).why})"
                 )
             say(
@@ -286,9 +312,9 @@ class Joining:
             values = settings_of(self.config, priced, self._gateways(), payout)
             if self.config.origins["node.stake_base_units"] == "flag":
                 values["stake_base_units"] = self.config.node.stake_base_units
-            update_file(self.home.config, "node", values)
             if self.config.node.relays:
                 values["relays"] = list(self.config.node.relays)
+            update_file(self.home.config, "node", values)
             if self.config.origins["chain.url"] == "flag":
                 update_file(self.home.config, "chain", {"url": self.config.chain.url})
             say(f"{self.home.config}")
@@ -343,6 +369,20 @@ class Joining:
             )
             say(f"[green]first paid unit {self.stages.so_far_s:.1f} s after the command[/]")
         return first
+
+
+def _asked(item: Priced) -> str:
+    from inferpool.daemon.joining import per_million
+
+    prices = [(item.price_in.price, "in"), (item.price_out.price if item.price_out else 0, "out")]
+    named = [(per_million(price), way) for price, way in prices if price]
+    if len(named) > 1:
+        return ", ".join(f"{price} {way}" for price, way in named)
+    return named[0][0] if named else "0"
+
+
+def _rate(bytes_per_s: int) -> str:
+    return f"{8 * bytes_per_s / 1e6:,.1f} Mbit/s"
 
 
 def _gb(size: int) -> str:

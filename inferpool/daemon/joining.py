@@ -6,6 +6,7 @@ how long each took.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import urllib.error
 import urllib.request
@@ -27,8 +28,11 @@ from inferpool.models.store import RESERVE_BYTES, Store
 from inferpool.node.hardware import Hardware
 from inferpool.node.measure import Measured
 from inferpool.node.speed import MEASURED, Speed, measure_engine
+from inferpool.node.upload import measure_upload
 from inferpool.protocol.errors import Refused
 from inferpool.protocol.units import format_usd, parse_usd
+from inferpool.transport.base import TransportError
+from inferpool.transport.http import LEARN, open_transport
 
 # What an engine needs to be imported; those without a line are named by hand only.
 MODULES: Final[dict[str, str]] = {
@@ -107,6 +111,21 @@ def asked_by(gateway: str) -> dict[str, tuple[Asked, Asked]]:
         return {item["id"]: _asked(item["inferpool"]) for item in listed}
     except (urllib.error.URLError, OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def upload_to(gateway: str) -> tuple[int, str]:
+    """Bytes a second to a gateway, or 0 and why not. Raises Refused(bad_config)."""
+    return asyncio.run(_upload(gateway))
+
+
+async def _upload(gateway: str) -> tuple[int, str]:
+    pipe = open_transport(gateway, LEARN if gateway.startswith("https:") else None)
+    try:
+        return await measure_upload(pipe), ""
+    except (TransportError, Refused) as error:
+        return 0, str(error)
+    finally:
+        await pipe.close()
 
 
 def _asked(item: Mapping[str, Any]) -> tuple[Asked, Asked]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -78,7 +79,13 @@ async def load_services(
     for item in hosted:
         item.closed = config.memory_max_mb > 0
     starting = [item.engine for item in hosted if not item.closed]
-    ended = await asyncio.gather(*(engine.start() for engine in starting), return_exceptions=True)
+    at_once = asyncio.Semaphore(os.cpu_count() or 1)  # each tries its file in a child of its own
+
+    async def start(engine: Any) -> None:
+        async with at_once:
+            await engine.start()
+
+    ended = await asyncio.gather(*map(start, starting), return_exceptions=True)
     failed = [error for error in ended if error is not None]
     if failed:
         for engine, error in zip(starting, ended, strict=True):

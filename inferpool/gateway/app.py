@@ -39,6 +39,7 @@ from inferpool.gateway.pushes import PushedOffers
 from inferpool.gateway.quote import quote
 from inferpool.gateway.replay import Replays, may_repeat
 from inferpool.gateway.status import explained, model_object, status, together
+from inferpool.gateway.upload import Uploads
 from inferpool.gateway.walk_ins import WalkIns
 from inferpool.metrics import CONTENT_TYPE
 from inferpool.payments.access import Access
@@ -107,6 +108,7 @@ class GatewayApp:
             ("POST", "/inferpool/offers"): PushedOffers(
                 gateway.directory, gateway.clock, neighbours
             ).serve,
+            ("POST", "/inferpool/upload"): Uploads(gateway.clock).serve,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

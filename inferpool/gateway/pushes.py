@@ -24,18 +24,20 @@ from inferpool.transport.asgi import HttpRequest
 class PushLimit:
     """A bucket an address; the address that was quiet the longest is forgotten first."""
 
+    every_ms: int = PUSH_EVERY_MS
+    at_once: int = PUSHES_AT_ONCE
     _until_ms: OrderedDict[str, int] = field(default_factory=OrderedDict)
 
     def take(self, address: str, now_ms: int) -> None:
         """Count one push. Raises RateLimited with the time to wait."""
         until_ms = max(now_ms, self._until_ms.get(address, 0))
-        if until_ms + PUSH_EVERY_MS - now_ms > PUSHES_AT_ONCE * PUSH_EVERY_MS:
+        if until_ms + self.every_ms - now_ms > self.at_once * self.every_ms:
             raise RateLimited(
-                "Too many offers from this address.",
+                "Too many of these from this address.",
                 code="rate_limited",
-                retry_after_s=max(1, PUSH_EVERY_MS // 1000),
+                retry_after_s=max(1, self.every_ms // 1000),
             )
-        self._until_ms[address] = until_ms + PUSH_EVERY_MS
+        self._until_ms[address] = until_ms + self.every_ms
         self._until_ms.move_to_end(address)
         if len(self._until_ms) > PUSHERS_MAX:
             self._until_ms.popitem(last=False)

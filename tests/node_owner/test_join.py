@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from inferpool.cli.join import Joining, Stages
 from inferpool.cli.status import gateway_status
+from inferpool.config import load
 from inferpool.daemon.pool import Pool
 from inferpool.home import Home
 
@@ -83,6 +85,7 @@ def test_a_machine_elsewhere_joins_and_is_paid(pool: Pool, tmp_path: Path) -> No
     report = json.loads(done.stdout)
     assert report["total_s"] < 60
     assert set(report["stages_s"]) >= {"detect", "measure", "benchmark", "serve", "first job"}
+    assert report["upload_bytes_per_s"][gateway] > 0
     low, high = report["expected_net_pico_usd_per_hour"]
     assert low <= high
 
@@ -215,6 +218,13 @@ def test_doctor_on_a_bare_machine_says_what_to_do(tmp_path: Path) -> None:
     asked = inferpool(home, "node", "drain")
     assert (asked.returncode, "node join" in asked.stderr) == (1, True)
     assert "earned nothing" in inferpool(home, "node", "earnings").stderr
+
+
+def test_a_relay_that_was_named_is_named_at_the_next_start_too(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    config = load(None, {}, {"node.relays": ["203.0.113.7:8424"]})
+    Joining(config, home, Stages(quiet=True), ask=False)._write([], "")
+    assert tomllib.loads(home.config.read_text())["node"]["relays"] == ["203.0.113.7:8424"]
 
 
 def test_joining_without_a_chain_fails_before_anything_is_done(tmp_path: Path) -> None:
