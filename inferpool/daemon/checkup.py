@@ -14,7 +14,7 @@ from typing import Any, Final
 from inferpool.config import Config
 from inferpool.daemon.chains import chain_url, open_chain
 from inferpool.daemon.joining import MODULES, memory_needed
-from inferpool.engines.sandbox import landlock_abi
+from inferpool.engines.sandbox import landlock_abi, seccomp_offered
 from inferpool.home import Home
 from inferpool.identity import keystore
 from inferpool.identity.keys import Role
@@ -54,6 +54,7 @@ async def examine(config: Config, home: Home, status: dict[str, Any] | None) -> 
         reach_problem=_reach_problem(home) if status else "",
         relays={relay: _relay_problem(relay) for relay in config.node.relays},
         landlock_abi=landlock_abi(),
+        seccomp=seccomp_offered(),
         status=status,
         machine_cost_known=bool(config.cost.watts) or EnergyCounters().readable,
     )

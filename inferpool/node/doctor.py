@@ -66,6 +66,7 @@ class Facts:
     reach_problem: str = ""
     relays: Mapping[str, str] = field(default_factory=dict)  # relay -> why it cannot be used
     landlock_abi: int | None = None  # of this kernel, where engines run in children
+    seccomp: bool = False  # whether it takes our filter too
     status: Mapping[str, Any] | None = None  # of the running node
     machine_cost_known: bool = True
 
@@ -175,14 +176,14 @@ def _machine(facts: Facts) -> Iterator[Finding]:
             "this CPU has no AVX2: text runs several times slower, and in a class of its own",
             "serve tensor models, which need it less",
         )
-    abi = facts.landlock_abi
-    if abi is not None and abi < LANDLOCK_FULL:
-        held = "limits only" if abi == 0 else f"Landlock ABI {abi}, which leaves the network open"
+    if facts.landlock_abi is not None and not (
+        facts.landlock_abi >= LANDLOCK_FULL and facts.seccomp
+    ):
         yield Finding(
             Severity.NOTE,
             "sandbox",
-            f"this kernel holds engines back by {held}",
-            "Linux 6.7 or later with Landlock switched on has the whole sandbox",
+            f"this kernel holds engines back by {_sandbox(facts.landlock_abi, facts.seccomp)}",
+            "Linux 6.7 or later with Landlock and seccomp switched on has the whole sandbox",
         )
     for gpu in hardware.gpus:
         if gpu.untested:
@@ -195,6 +196,21 @@ def _machine(facts: Facts) -> Iterator[Finding]:
             "power cannot be measured here: costs are those of the CPU's class",
             "set cost.watts and cost.machine_usd to your own numbers",
         )
+
+
+def _sandbox(abi: int, seccomp: bool) -> str:
+    """What is in force, and what it does not protect."""
+    if abi == 0 and not seccomp:
+        return "limits only: an engine may do whatever this user may"
+    if abi == 0:
+        return (
+            "seccomp alone: an engine changes, runs and connects to nothing, but may read every"
+            " file of this user and listen on any TCP port"
+        )
+    if not seccomp:
+        network = "" if abi >= LANDLOCK_FULL else "TCP, "
+        return f"Landlock ABI {abi} alone: {network}UDP and UNIX sockets are open to an engine"
+    return f"Landlock ABI {abi} and seccomp: an engine may listen on any TCP port"
 
 
 def _running(facts: Facts) -> Iterator[Finding]:

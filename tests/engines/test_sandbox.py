@@ -1,6 +1,7 @@
 """The sandbox of an engine's child, as the kernel sees it: a probe in it, and the real child.
 
-Where this kernel has no Landlock, the same tests assert that the report says so.
+Each probe runs as this kernel has it, and once more as on a kernel without Landlock, where the
+filter of system calls is all there is.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,28 +20,50 @@ from typing import Any
 import pytest
 from onnx_writer import row_sums
 
-from inferpool.engines import sandbox
+from inferpool.engines import llamacpp, sandbox
 from inferpool.engines.base import Progress, Sampling, TextCall
 from inferpool.engines.llamacpp import LlamaCppEngine
 from inferpool.engines.onnx import OnnxEngine
 from inferpool.protocol.errors import Unavailable
 
 ABI = sandbox.landlock_abi()
+FILTERS = sandbox.seccomp_offered()
+filtered = pytest.mark.skipif(not FILTERS, reason="this kernel or machine has no seccomp filters")
 landlocked = pytest.mark.skipif(ABI == 0, reason="this kernel offers no Landlock")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits are read from Linux's /proc")
 
 # Each attempt by its name; the child answers which of them the kernel let through.
 PROBE = """
-import ctypes, importlib.util, json, os, signal, socket, subprocess, sys
+import ctypes, importlib.util, json, os, resource, signal, socket, subprocess, sys
 found = json.loads(sys.argv[1])
 spec = importlib.util.spec_from_file_location("s", found["module"])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
+if not found["landlock"]:
+    module.landlock_abi = lambda: 0
 told = module.enter([found["model"]], bind_port=0)
 
 def connect():
     with socket.create_connection(("127.0.0.1", found["port"]), 2):
         pass
+
+def datagram():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        made.sendto(b"secret", ("127.0.0.1", found["port"]))
+
+def unix():
+    with socket.socket(socket.AF_UNIX) as made:
+        made.connect(found["unix"])
+
+def fast_open():
+    with socket.socket() as made:
+        made.sendto(b"secret", 0x20000000, ("127.0.0.1", found["port"]))
+
+def call(number, *arguments):
+    libc = ctypes.CDLL(None, use_errno=True)
+    values = [ctypes.c_long(item) for item in arguments]
+    if libc.syscall(ctypes.c_long(number), *values) < 0 and ctypes.get_errno() == 1:
+        raise PermissionError(number)  # any other error says that the call was let through
 
 def bind(port):
     with socket.socket() as made:
@@ -65,6 +90,20 @@ attempts = {
     "listen on a port of the kernel's choice": lambda: bind(0),
     "listen on a certain port": lambda: bind(found["free"]),
     "signal the parent": lambda: os.kill(os.getppid(), 0),
+    "send a datagram": datagram,
+    "connect to a UNIX socket": unix,
+    "connect within a send": fast_open,
+    "open a netlink socket": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
+    "make a pair of sockets": lambda: [one.close() for one in socket.socketpair()],
+    "fork": lambda: os.fork() or os._exit(0),
+    "truncate the model": lambda: os.truncate(found["model"], 0),
+    "change the model's mode": lambda: os.chmod(found["model"], 0o777),
+    "limit another process": lambda: resource.prlimit(
+        os.getppid(), resource.RLIMIT_CORE, (0, 0)
+    ),
+    "trace the parent": lambda: call(found["calls"]["ptrace"], 2, os.getppid(), 0, 0),
+    "make a ring": lambda: call(found["calls"]["io_uring_setup"], 0, 0),
+    "leave the namespace": lambda: call(found["calls"]["unshare"], 0),
     "import a library": lambda: __import__("decimal"),
     "start a thread": lambda: __import__("threading").Thread(target=int).start(),
 }
@@ -82,12 +121,19 @@ print(json.dumps({"told": told, "passed": passed}))
 
 @pytest.fixture
 def probe(tmp_path: Path) -> Any:
-    """Run the probe; its answer."""
+    """Run the probe in a child; its answer."""
+    return lambda landlock: run_probe(tmp_path, landlock)
+
+
+def run_probe(tmp_path: Path, landlock: bool) -> Any:
     model, secret, link = (tmp_path / name for name in ("model.bin", "secret", "link"))
     model.write_bytes(b"model")
     secret.write_text("secret")
     link.symlink_to(secret)
-    with socket.socket() as server, socket.socket() as unused:
+    local = socket.socket(socket.AF_UNIX)
+    with socket.socket() as server, socket.socket() as unused, local:
+        local.bind(str(tmp_path / "s"))
+        local.listen()
         server.bind(("127.0.0.1", 0))
         server.listen()
         unused.bind(("127.0.0.1", 0))
@@ -100,11 +146,18 @@ def probe(tmp_path: Path) -> Any:
             "link": str(link),
             "port": server.getsockname()[1],
             "free": free,
+            "unix": str(tmp_path / "s"),
+            "landlock": landlock,
+            "calls": {
+                name: numbers[sandbox._ARCHITECTURES.get(platform.machine(), (0, 0))[1]]
+                for name, numbers in sandbox._REFUSED.items()
+            },
         }
         command = [sys.executable, "-I", "-c", PROBE, json.dumps(config)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     answer = json.loads(done.stdout)
     assert secret.read_text() == "secret"
+    assert model.read_bytes() == b"model"
     return answer
 
 
@@ -117,34 +170,66 @@ STILL_NEEDED = {
 
 
 @landlocked
+@filtered
 def test_what_is_not_needed_is_refused_by_the_kernel(probe: Any) -> None:
-    allowed = {name for name, error in probe["passed"].items() if not error}
-    beyond = set()
-    if ABI < 4:
-        beyond |= {"connect to a server", "listen on a certain port"}
-    if ABI < 6:
-        beyond |= {"signal the parent"}
+    answer = probe(landlock=True)
+    allowed = {name for name, error in answer["passed"].items() if not error}
+    beyond = {"listen on a certain port"} if ABI < 4 else set()
     assert allowed == STILL_NEEDED | beyond
-    assert probe["told"].startswith(f"landlock abi {ABI}: ")
-    assert ("connects nowhere" in probe["told"]) is (ABI >= 4)
-    assert ("signals nobody" in probe["told"]) is (ABI >= 6)
+    assert answer["told"].startswith(f"landlock abi {ABI} and seccomp: ")
+    assert "connects nowhere" in answer["told"]
+    assert "signals nobody" in answer["told"]
 
 
-@pytest.mark.skipif(ABI > 0, reason="this kernel has Landlock")
-def test_without_landlock_nothing_is_claimed(probe: Any) -> None:
-    assert probe["told"].startswith("none: this kernel offers no Landlock")
+@filtered
+def test_without_landlock_the_filter_refuses_all_but_reading_and_listening(probe: Any) -> None:
+    answer = probe(landlock=False)
+    allowed = {name for name, error in answer["passed"].items() if not error}
+    reads = {
+        "read a secret",
+        "read it by another name",
+        "list a directory",
+        "list the root",
+        "read the parent's memory map",
+    }
+    assert allowed == STILL_NEEDED | reads | {"listen on a certain port"}
+    assert answer["told"].startswith("seccomp alone: writes and runs nothing, ")
+    assert "but reads what its user may" in answer["told"]
 
 
-def test_no_landlock_is_said_and_not_hidden(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The words on a kernel without it, wherever this runs."""
+def test_neither_is_said_and_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words on a kernel without them, wherever this runs."""
     monkeypatch.setattr(sandbox, "landlock_abi", lambda: 0)
+    monkeypatch.setattr(sandbox, "seccomp_offered", lambda: False)
     monkeypatch.setattr(sandbox, "_limit", lambda size: "limits")
-    restricted: list[object] = []
-    monkeypatch.setattr(sandbox, "_restrict", lambda *rules: restricted.append(rules))
-    assert sandbox.enter([tmp_path]) == "none: this kernel offers no Landlock; limits"
-    assert not restricted
+    done: list[object] = []
+    monkeypatch.setattr(sandbox, "_restrict", lambda *rules: done.append(rules))
+    monkeypatch.setattr(sandbox, "_filter", lambda *rules, **more: done.append(rules))
+    told = sandbox.enter([tmp_path])
+    assert told == "none: this kernel offers neither Landlock nor seccomp; limits"
+    assert not done
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("listens", [True, False])
+def test_the_filter_ends_in_a_verdict_on_every_path(machine: str, listens: bool) -> None:
+    """Jumps go forward and within; no call has two rules, of which one would be dead."""
+    made = sandbox.program(machine, 1234, listens=listens)
+    assert len(made) <= 4096  # the kernel's limit
+    for at, (code, yes, no, _) in enumerate(made):
+        if code != sandbox._RETURN:
+            assert at + 1 + max(yes, no) < len(made)
+    column = sandbox._ARCHITECTURES[machine][1]
+    numbers = [
+        pair[column]
+        for table in (
+            [*sandbox._REFUSED.values(), *sandbox._UNKNOWN.values(), *sandbox._LISTENING.values()],
+            sandbox._by_argument(1, True),
+        )
+        for pair in table
+        if pair[column] >= 0
+    ]
+    assert len(set(numbers)) == len(numbers)
 
 
 @landlocked
@@ -154,6 +239,15 @@ def test_a_second_thread_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sandbox, "_limit", lambda size: "")
     with pytest.raises(OSError, match="first thread"):
         sandbox.enter([tmp_path])
+
+
+IN_FORCE = (
+    f"landlock abi {ABI}{' and seccomp' * FILTERS}: "
+    if ABI
+    else "seccomp alone: "
+    if FILTERS
+    else "none: "
+)
 
 
 def limits_of(pid: int) -> dict[str, str]:
@@ -173,15 +267,39 @@ async def test_the_real_child_is_in_it_and_still_serves(gguf: Path) -> None:
     await engine.start()
     try:
         assert engine.pid is not None
-        expected = f"landlock abi {ABI}: " if ABI else "none: this kernel offers no Landlock"
-        assert engine.sandbox.startswith(expected)
+        assert engine.sandbox.startswith(IN_FORCE)
         status = status_of(engine.pid)
-        assert ("NoNewPrivs:\t1" in status) is (ABI > 0)
+        assert ("NoNewPrivs:\t1" in status) is (ABI > 0 or FILTERS)
+        assert ("Seccomp:\t2" in status) is FILTERS
         limits = limits_of(engine.pid)
         assert limits["Max core file size"] == "0"
         assert limits["Max file size"] == "0"
         assert int(limits["Max open files"]) <= sandbox.OPEN_FILES
         assert limits["Max address space"] != "unlimited"
+        call = TextCall(
+            ({"role": "user", "content": "Hello"},), None, 4, Sampling(seed=1, temperature=0)
+        )
+        chunks = [chunk async for chunk in engine.generate(call, Progress())]
+        assert sum(len(chunk.ids) for chunk in chunks) == 4
+    finally:
+        await engine.close()
+
+
+@filtered
+@pytest.mark.timeout(60)
+async def test_the_real_child_serves_under_the_filter_alone(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's own child, on a kernel as without Landlock."""
+    for found in (llamacpp.CHILD_SCRIPT, Path(sandbox.__file__)):
+        shutil.copy(found, tmp_path)
+    with (tmp_path / "sandbox.py").open("a") as module:
+        module.write("\n\ndef landlock_abi() -> int:\n    return 0\n")
+    monkeypatch.setattr(llamacpp, "CHILD_SCRIPT", tmp_path / llamacpp.CHILD_SCRIPT.name)
+    engine = LlamaCppEngine(gguf, "small", "Q4_1", slots=1, context=256, threads=1)
+    await engine.start()
+    try:
+        assert engine.sandbox.startswith("seccomp alone: ")
         call = TextCall(
             ({"role": "user", "content": "Hello"},), None, 4, Sampling(seed=1, temperature=0)
         )
@@ -225,7 +343,7 @@ async def test_the_trial_of_an_onnx_file_is_in_it(tmp_path: Path) -> None:
     await engine.start()
     await engine.close()
     assert engine.sandbox.startswith("in the node's process; tried before in ")
-    assert (f"landlock abi {ABI}" if ABI else "none: ") in engine.sandbox
+    assert IN_FORCE in engine.sandbox
 
 
 def test_memory_is_bounded_by_the_machine(tmp_path: Path) -> None:

@@ -26,7 +26,23 @@ TOLD = {"accepted": True, "error": "", "alive": True, "blocked_ms": 0}
 
 
 def test_a_machine_that_is_well_has_no_findings() -> None:
-    assert diagnose(replace(WELL, landlock_abi=4, relays={"192.0.2.1:1": ""})) == []
+    assert diagnose(replace(WELL, landlock_abi=4, seccomp=True, relays={"192.0.2.1:1": ""})) == []
+
+
+@pytest.mark.parametrize(
+    ("abi", "seccomp", "open_"),
+    [
+        (0, False, "whatever this user may"),
+        (0, True, "read every file of this user and listen on any TCP port"),
+        (3, True, "listen on any TCP port"),
+        (3, False, "TCP, UDP and UNIX sockets"),
+        (7, False, "alone: UDP and UNIX sockets"),
+    ],
+)
+def test_what_a_sandbox_does_not_protect_is_said(abi: int, seccomp: bool, open_: str) -> None:
+    (found,) = diagnose(replace(WELL, landlock_abi=abi, seccomp=seccomp))
+    assert (found.code, found.severity) == ("sandbox", Severity.NOTE)
+    assert open_ in found.what
 
 
 @pytest.mark.parametrize(
