@@ -18,6 +18,7 @@ from inferpool.daemon.books import capital_of, caps_of, sales_to
 from inferpool.daemon.chains import asset_of, is_embedded, open_chain
 from inferpool.daemon.door import Door, open_door, refuse_open
 from inferpool.daemon.grpc_door import grpc_door
+from inferpool.daemon.memory_file import MemoryFile
 from inferpool.daemon.payee import Payee, payee_side, terms_of
 from inferpool.daemon.relay import make_relay, relaying
 from inferpool.daemon.serving import listen, run_role
@@ -31,6 +32,7 @@ from inferpool.gateway.control import CapitalControls
 from inferpool.gateway.directory import Directory
 from inferpool.gateway.gateway import Gateway
 from inferpool.gateway.neighbours import KNOWN_S, Neighbours
+from inferpool.gateway.remembered import Remembered
 from inferpool.gateway.route_book import RouteBook
 from inferpool.gateway.treasury import Treasury
 from inferpool.gateway.walk_ins import ACCOUNT as WALK_INS
@@ -93,6 +95,7 @@ async def serve_gateway(config: Config, home: Home, worker: Worker) -> None:
             value_of_time_pico_usd_per_s=_per_second(settings.value_of_time_usd_per_hour),
             fee_bps=settings.fee_bps,
             shared=book,
+            remembered=Remembered(MemoryFile.of(home, worker), clock),
             walk_ins=await _walk_ins(ledger, home, seller, payee, clock) if settings.x402 else None,
         )
         await gateway.start()

@@ -29,6 +29,7 @@ from inferpool.gateway.metrics import GatewayMetrics
 from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.preferences import allows, arrange, value_of_time
 from inferpool.gateway.reconcile import Reconciler
+from inferpool.gateway.remembered import Remembered
 from inferpool.gateway.route_book import RouteBook
 from inferpool.gateway.router import Route, Wanted, choose
 from inferpool.gateway.treasury import Treasury
@@ -78,6 +79,7 @@ class Gateway:
     fee_bps: int = 0  # on top of what nodes charge, in hundredths of a percent
     shared: SharedLimits | None = None  # where other processes use the same accounts
     walk_ins: WalkIns | None = None  # where it is paid by x402
+    remembered: Remembered | None = None  # what an earlier run learned of nodes
     metrics: GatewayMetrics = field(init=False)
     flights: Flights = field(init=False)
     reconciler: Reconciler = field(init=False)
@@ -106,11 +108,17 @@ class Gateway:
     async def start(self) -> None:
         """Find nodes, read channels, ask for the receipts that an earlier run left open."""
         await self.treasury.refresh()
+        if self.remembered is not None:
+            self.remembered.load()
         await self.directory.start()
+        if self.remembered is not None:
+            self.remembered.start(self.directory.nodes.values)
         await self.reconciler.recover(list(self.directory.nodes.values()), self.treasury)
 
     def _found(self, node: KnownNode) -> None:
-        """A node that appears: it may hold receipts of an earlier run."""
+        """A node that appears: it may be known, and hold receipts of an earlier run."""
+        if self.remembered is not None and self.remembered.recall(node):
+            self.directory.index.touch(node.address)
         channel = self.treasury.known(node.address)
         if channel is not None and self.reconciler.owes(channel):
             self.reconciler.soon(node, channel)
@@ -119,6 +127,8 @@ class Gateway:
         """Stop; what is in flight is cut."""
         self.routes.flush()
         await self.reconciler.close()
+        if self.remembered is not None:
+            await self.remembered.close(self.directory.nodes.values())
         await self.directory.close()
 
     # -- the path of a request ------------------------------------------------------------------

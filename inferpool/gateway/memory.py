@@ -100,6 +100,10 @@ class Latency:
         self.y = keep * self.y + first_ms
         self.xx = keep * self.xx + units_in * units_in
         self.xy = keep * self.xy + units_in * first_ms
+        self.fit()
+
+    def fit(self) -> None:
+        """Draw the line through what the sums say; they hold a call at least."""
         spread = self.weight * self.xx - self.x * self.x
         self.slope = 0.0
         if spread > 1e-6 * self.weight * self.xx:

@@ -113,6 +113,9 @@ CANARIES_PER_HOUR_MAX: Final = 60  # for all: each may open a channel, which cos
 
 # Routing
 ROUTES_KEPT_MAX: Final = 20_000  # choices, of about 3 kB each
+MEMORY_NODES_MAX: Final = 10_000  # nodes that a gateway remembers over a restart
+MEMORY_LINES_MAX: Final = 16  # speeds of one node that it does, the latest learned
+MEMORY_PAGE_MAX: Final = 64 * 1024 * 1024  # all of it: 10,000 nodes with 16 lines are 50 MB
 
 # Relays: what strangers on both sides may make one bear
 RELAY_LINE_MAX: Final = 256  # the longest line is a node's proof: 176 bytes

@@ -16,6 +16,7 @@ from inferpool.gateway.app import GatewayApp
 from inferpool.gateway.deposits import WITHOUT_END
 from inferpool.gateway.directory import Directory, OpenTransport
 from inferpool.gateway.gateway import Gateway
+from inferpool.gateway.remembered import Remembered
 from inferpool.gateway.route_book import RouteBook
 from inferpool.gateway.treasury import Caps, Treasury
 from inferpool.gateway.walk_ins import ACCOUNT as WALK_INS
@@ -176,6 +177,23 @@ class SimNode:
 
 
 @dataclass(slots=True)
+class Page:
+    """What a gateway remembers of nodes, on a disk that outlives it."""
+
+    data: bytes = b""
+
+    def load(self, most: int) -> bytes:
+        """See MemoryStore."""
+        if len(self.data) > most:
+            raise ValueError("the page is too long")
+        return self.data
+
+    def save(self, page: bytes) -> None:
+        """See MemoryStore."""
+        self.data = page
+
+
+@dataclass(slots=True)
 class SimGateway:
     """A gateway on a machine: its disk outlives it."""
 
@@ -190,6 +208,7 @@ class SimGateway:
     sells: bool = False  # to callers without a key, by x402
     machine: Machine = field(default_factory=Machine)
     journal: MemoryJournal = field(default_factory=MemoryJournal)
+    page: Page = field(default_factory=Page)
     gateway: Gateway = field(init=False)
     app: GatewayApp = field(init=False)
     claimer: Claimer | None = None
@@ -224,6 +243,7 @@ class SimGateway:
             self.clock,
             catalogue.sampling_of,
             self.random.randbytes,
+            remembered=Remembered(self.page, self.clock, threads=False),
             walk_ins=await self._walk_ins(ledger, payer) if self.sells else None,
         )
         self.app = GatewayApp(self.gateway, "control")
@@ -252,6 +272,9 @@ class SimGateway:
         """kill -9: what was not on disk is gone."""
         self.journal.crash()
         await self.machine.cut()
+        if self.gateway.remembered is not None:
+            await self.gateway.remembered.stop()
+            self.gateway.remembered = None
         await self.gateway.close()
 
     def transport(self) -> Transport:
