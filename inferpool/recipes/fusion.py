@@ -126,8 +126,9 @@ def _predict(track: Track) -> None:
 
 def _distance2(track: Track, seen: Seen) -> float:
     """Squared, in deviations; a radar's echo with another speed is not of this object."""
-    gap = seen.place - track.state[:2]
-    found = float(gap @ np.linalg.solve(track.spread[:2, :2] + seen.spread, gap))
+    gap_x, gap_y = (seen.place - track.state[:2]).tolist()
+    (xx, xy), (_, yy) = (track.spread[:2, :2] + seen.spread).tolist()
+    found: float = (yy * gap_x**2 - 2 * xy * gap_x * gap_y + xx * gap_y**2) / (xx * yy - xy**2)
     if seen.radial is not None:
         row, off = _radial(track, seen.radial)
         found += off**2 / (float(row @ track.spread @ row) + RADIAL_2)

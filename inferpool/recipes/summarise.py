@@ -23,7 +23,7 @@ from inferpool.recipes.support import EMBEDDER, WRITER, manual, sentences, suppo
 
 BULLETS: Final = 3
 SHORT: Final = 50  # words; a text of fewer gets one sentence
-SMALL_TEXTS: Final = 3
+SMALL_TEXTS: Final = 2
 READ_CHARS: Final = 1_000  # of a third: what the model reads well
 WORDS_MAX: Final = 40  # in a bullet
 TOKENS_MAX: Final = 60

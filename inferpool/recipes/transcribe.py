@@ -48,7 +48,7 @@ MODEL: Final = speech_desk.MODEL
 BAR: Final = 0.05
 NOISES_DB: Final = (20, 10, 5, 0, -5)
 SMALL_NOISES_DB: Final = (0,)
-SMALL: Final = 2  # clips in noise and in the stream, where it is `small`
+SMALL: Final = 2  # clips, where it is `small`
 MONITORED_DB: Final = 5  # of the line that the monitor's alarm is rehearsed on
 REHEARSED: Final = 24  # clips while a node dies
 PATIENCE_S: Final = 300.0  # the client's
@@ -77,7 +77,7 @@ def play(pool: PoolScorer, small: bool, progress: Progress, out: Path) -> list[d
     levels = (None, *(SMALL_NOISES_DB if small else NOISES_DB))
     heard: dict[int | None, dict[str, Heard]] = {}
     for decibels in levels:
-        chosen = some if small and decibels is not None else found
+        chosen = some if small else found
         heard[decibels] = {name: ear.hear(_at(wav, decibels)) for name, wav in chosen.items()}
         progress(MODEL, len(heard), len(levels))
     every = [item for part in heard.values() for item in part.values()]

@@ -42,9 +42,14 @@ def bars(items: Sequence[tuple[str, float]], unit: str) -> str:
 
 
 def calibration(said_happened: Points) -> str:
-    """Probability said against how often it happened; the diagonal is a perfect one."""
-    frame = _Frame([(0.0, 0.0), (1.0, 1.0)], "probability said", "share that happened")
-    frame.line([(0.0, 0.0), (1.0, 1.0)], "#999", dashed=True)
+    """Probability said against how often it happened; the diagonal is a perfect one.
+
+    Rare events fill the drawing too: it ends at a round number above all points.
+    """
+    most = max((max(point) for point in said_happened), default=1.0)
+    end = next(end for end in (0.05, 0.1, 0.2, 0.5, 1.0) if most <= end or end == 1.0)
+    frame = _Frame([(0.0, 0.0), (end, end)], "probability said", "share that happened")
+    frame.line([(0.0, 0.0), (end, end)], "#999", dashed=True)
     frame.line(said_happened, _COLOURS[0])
     frame.dots(said_happened, _COLOURS[0])
     return frame.text()
