@@ -57,6 +57,7 @@ class NodeConfig:
     models: tuple[str, ...] = ("smollm2-135m-instruct", "spam")
     manifests: str = ""  # folder of the owner's own manifests, beside the built-in ones
     upstreams: tuple[str, ...] = ()  # "MODEL URL" or "MODEL URL NAME-THERE": another server's
+    upstream_parameters: tuple[str, ...] = ()  # "MODEL NAME,NAME": beyond the common ones
     upstream_keys: tuple[str, ...] = ()  # "MODEL VARIABLE": of the environment, with the key
     slots: int = 4  # calls at once of a text model
     threads: int = 2  # of the engine

@@ -11,6 +11,7 @@ from inferpool.config import NodeConfig
 from inferpool.models import catalogue
 from inferpool.models.manifest import Manifest
 from inferpool.models.store import Store
+from inferpool.protocol import parameters
 from inferpool.protocol.errors import Refused
 from inferpool.protocol.job import Task
 
@@ -127,7 +128,8 @@ def _openai(manifest: Manifest, store: Store, config: NodeConfig) -> Any:
     from inferpool.engines.openai import OpenAiEngine
 
     url, model, key = upstream_of(manifest.name, config, os.environ)
-    return OpenAiEngine(url, model, manifest.quant, key=key, slots=config.slots)
+    taken = upstream_parameters(manifest.name, config)
+    return OpenAiEngine(url, model, manifest.quant, key=key, slots=config.slots, parameters=taken)
 
 
 def _oip(manifest: Manifest, store: Store, config: NodeConfig) -> Any:
@@ -175,6 +177,21 @@ def upstream_of(name: str, config: NodeConfig, environ: Mapping[str, str]) -> tu
             if not key:
                 _refuse("node.upstream_keys", f"the variable {variable.strip()!r} is not set")
     return words[0], words[-1] if len(words) == 2 else name, key
+
+
+def upstream_parameters(name: str, config: NodeConfig) -> frozenset[str]:
+    """What the server of a model takes beyond the common; `node.upstream_parameters` has lines
+    "MODEL NAME,NAME". Raises Refused."""
+    found: set[str] = set()
+    for line in config.upstream_parameters:
+        model, _, names = line.partition(" ")
+        if model == name:
+            found |= {word.strip() for word in names.split(",")}
+    unknown = found - set(parameters.ALL)
+    if unknown:
+        known = ", ".join(parameters.ALL)
+        _refuse("node.upstream_parameters", f"{min(unknown)!r} is none of {known}")
+    return frozenset(found)
 
 
 def _refuse(key: str, why: str) -> NoReturn:

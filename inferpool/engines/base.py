@@ -55,6 +55,9 @@ class TextCall:
     logit_bias: tuple[tuple[int, float], ...] = ()  # token ids, each with what its logit gains
     shape: Shape | None = None  # what the answer must look like; calls come as text, in their tags
     top_logprobs: int | None = None  # tell `tokens`, each with so many alternatives
+    # The messages with calls and their results as OpenAI's objects, for a server that writes them
+    # and the shape's functions into a prompt itself; in `messages` they are text.
+    conversation: tuple[dict[str, object], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,14 +70,7 @@ class LlamaCppEngine:
         self.path, self.alias = Path(path), alias
         self.slots, self.context, self.threads = slots, context, threads
         self.engine_class = f"llamacpp@{_version()}/{quant.lower()}/cpu-{cpu_isa()}"
-        self.parameters = frozenset(
-            {
-                parameters.LOGIT_BIAS,
-                parameters.LOGPROBS,
-                parameters.RESPONSE_FORMAT,
-                parameters.TOOLS,
-            }
-        )
+        self.parameters = frozenset(parameters.ALL)
         self._slots = Slots(slots)
         self._child: Child | None = None
         self._transport: HttpTransport | None = None

@@ -8,7 +8,7 @@ server's own usage, at least one for each chunk with text and at most what was a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing, suppress
 from typing import Any, Final
 
@@ -28,10 +28,12 @@ MODELS_MAX: Final = 4 * 1024 * 1024  # bytes of the list of models
 
 
 class OpenAiEngine:
-    """A `TextEngine` at a URL. `model`: its name there. `key`: sent as a bearer token."""
+    """A `TextEngine` at a URL. `model`: its name there. `key`: sent as a bearer token.
+
+    `parameters`: what the server takes beyond the common, as its owner declares it.
+    """
 
     tells_ids = False
-    parameters: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -41,8 +43,10 @@ class OpenAiEngine:
         *,
         key: str = "",
         slots: int = 4,
+        parameters: Iterable[str] = (),
         transport: Transport | None = None,
     ) -> None:
+        self.parameters = frozenset(parameters)
         self.url, self.model, self.slots = url.rstrip("/").removesuffix("/v1"), model, slots
         self.engine_class = f"openai@unknown/{quant.lower()}/remote"
         self._quant = quant.lower()
@@ -87,7 +91,7 @@ class OpenAiEngine:
             raise BadRequest(
                 f"{self.model} cannot go on from token ids.", code="unsupported_parameter"
             )
-        path, body = request_of(call, self.model, self._dialect)
+        path, body = request_of(call, self.model, self._dialect, self.parameters)
         async with self._slots.hold(progress):
             transport, response, started = self._running(), None, False
             try:
@@ -97,7 +101,7 @@ class OpenAiEngine:
                 if response.status != 200:
                     raise await refusal(response)
                 progress.phase, progress.count = Phase.PREFILL, 0
-                reader = AnswerReader(call.max_output, chat=call.messages is not None)
+                reader = AnswerReader(call)
                 async with aclosing(reader.chunks(response)) as chunks:
                     async for chunk in chunks:
                         started = True

@@ -2,7 +2,9 @@
 
 The five sampler numbers of OpenAI go to every server. Three more have no common name: they are
 sent where the server's kind is known, and elsewhere refused unless they ask for nothing, since
-many servers drop what they do not know.
+many servers drop what they do not know. Log-probabilities, biases, forms and functions go to
+servers whose owner declared them, in OpenAI's own words; what comes back is checked
+(`openai_shape`).
 """
 
 from __future__ import annotations
@@ -15,9 +17,14 @@ from typing import Any, Final
 import orjson
 
 from inferpool.engines.base import FinishReason, TextCall, TextChunk
+from inferpool.engines.openai_shape import Answered
 from inferpool.engines.watch import attended
+from inferpool.protocol import logprobs, parameters
 from inferpool.protocol.errors import BadRequest, Unavailable
 from inferpool.protocol.limits import ANSWER_TIMEOUT_S
+from inferpool.protocol.logprobs import TokenLogprob
+from inferpool.protocol.shape import JsonShape
+from inferpool.protocol.tools import Tools
 from inferpool.transport.base import Response
 from inferpool.transport.sse import Comment, events
 
@@ -38,8 +45,11 @@ def dialect_of(owned_by: str) -> Dialect:
     return {"llamacpp": Dialect.LLAMACPP, "vllm": Dialect.VLLM}.get(owned_by, Dialect.PLAIN)
 
 
-def request_of(call: TextCall, model: str, dialect: Dialect) -> tuple[str, bytes]:
+def request_of(
+    call: TextCall, model: str, dialect: Dialect, declared: frozenset[str] = frozenset()
+) -> tuple[str, bytes]:
     """Path and body. Raises BadRequest(unsupported_parameter) for what would be dropped."""
+    _refuse_undeclared(call, declared)
     sampling = call.sampling
     body: dict[str, object] = {
         "model": model,
@@ -55,9 +65,38 @@ def request_of(call: TextCall, model: str, dialect: Dialect) -> tuple[str, bytes
     }
     if call.stop:
         body["stop"] = list(call.stop)
+    if call.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in call.logit_bias}
+    if isinstance(call.shape, Tools):
+        body |= call.shape.asked
+    elif call.shape is not None:
+        body["response_format"] = call.shape.asked
+    top = call.top_logprobs
+    if top is not None and dialect is Dialect.LLAMACPP:
+        top = max(1, top)  # of none it tells nothing at all
     if call.messages is None:
-        return "/v1/completions", orjson.dumps({**body, "prompt": call.prompt or ""})
-    return "/v1/chat/completions", orjson.dumps({**body, "messages": list(call.messages)})
+        told = {} if top is None else {"logprobs": top}
+        return "/v1/completions", orjson.dumps({**body, **told, "prompt": call.prompt or ""})
+    told = {} if top is None else {"logprobs": True, "top_logprobs": top}
+    own = call.conversation if parameters.TOOLS in declared else None  # it writes calls itself
+    messages = list(own or call.messages)
+    return "/v1/chat/completions", orjson.dumps({**body, **told, "messages": messages})
+
+
+def _refuse_undeclared(call: TextCall, declared: frozenset[str]) -> None:
+    asked = {
+        parameters.LOGIT_BIAS: bool(call.logit_bias),
+        parameters.LOGPROBS: call.top_logprobs is not None,
+        parameters.RESPONSE_FORMAT: isinstance(call.shape, JsonShape),
+        parameters.TOOLS: isinstance(call.shape, Tools),
+    }
+    for name in filter(asked.__getitem__, asked):
+        if name not in declared:
+            raise BadRequest(
+                f"The server of this model does not take {name!r}; leave it out.",
+                code="unsupported_parameter",
+                param=name,
+            )
 
 
 def _seed(seed: int, dialect: Dialect) -> int:
@@ -114,12 +153,14 @@ async def refusal(response: Response) -> BadRequest | Unavailable:
 class AnswerReader:
     """Reads one stream. Raises Unavailable(engine_failed) where it ends early or makes no sense."""
 
-    def __init__(self, max_output: int, *, chat: bool) -> None:
-        self._max_output, self._chat = max_output, chat
+    def __init__(self, call: TextCall) -> None:
+        self._max_output, self._chat = call.max_output, call.messages is not None
+        self._top = call.top_logprobs
+        self._answered = Answered(call.shape)
         self._counted = 0  # chunks with text, then the server's usage
         self._finish: FinishReason | None = None
         self._prompt_units: int | None = None
-        self._done = False
+        self._tokens: tuple[TokenLogprob, ...] = ()  # told, and not passed on yet
 
     async def chunks(self, response: Response) -> AsyncGenerator[TextChunk, None]:
         """The stream's chunks; the last one has the finish reason and the prompt's tokens."""
@@ -128,21 +169,25 @@ class AnswerReader:
                 if isinstance(event, Comment):
                     continue
                 if event.data == b"[DONE]":
-                    self._done = True
                     break
                 text = self._read(event.data)
                 if text:
-                    yield TextChunk(text, output_units=self._counted)
+                    yield TextChunk(text, output_units=self._counted, tokens=self._taken())
         # Usage comes after the finish reason, so that only the stream's end ends the answer. Some
         # servers close without [DONE]; an answer without a finish reason was cut.
         if self._finish is None:
             raise Unavailable("the server's stream ended early", code="engine_failed")
         yield TextChunk(
-            "",
+            self._answered.rest(self._finish),
             finish_reason=self._finish,
             prompt_units=self._prompt_units or 0,
             output_units=self._counted,
+            tokens=self._taken(),
         )
+
+    def _taken(self) -> tuple[TokenLogprob, ...]:
+        tokens, self._tokens = self._tokens, ()
+        return tokens
 
     def _read(self, data: bytes) -> str:
         try:
@@ -150,8 +195,6 @@ class AnswerReader:
             if "error" in value:
                 raise Unavailable(f"the server failed: {value['error']}", code="engine_failed")
             text = self._choice(value.get("choices") or [])
-            if text:
-                self._counted = min(self._counted + 1, self._max_output)
             if value.get("usage"):
                 self._usage(value["usage"])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -166,8 +209,14 @@ class AnswerReader:
         finish = choice.get("finish_reason")
         if finish is not None:
             self._finish = _FINISHES.get(finish, "stop")
-        text = (choice.get("delta") or {}).get("content") if self._chat else choice.get("text")
-        return str(text or "")
+        delta = choice.get("delta") or {} if self._chat else {"content": choice.get("text")}
+        text = str(delta.get("content") or "")
+        if text or delta.get("tool_calls"):
+            self._counted = min(self._counted + 1, self._max_output)
+        self._answered.calls(delta.get("tool_calls"))
+        if self._top is not None:
+            self._tokens += logprobs.read_upstream(choice.get("logprobs"), self._top)
+        return self._answered.text(text)
 
     def _usage(self, usage: dict[str, Any]) -> None:
         """The server's count, within what came and what was asked for."""

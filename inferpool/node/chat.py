@@ -42,6 +42,7 @@ def text_call(request: ChatRequest | CompletionRequest, hosted: Hosted, seed: in
         logit_bias=request.logit_bias,
         top_logprobs=request.top_logprobs,
         shape=request.shape if isinstance(request, ChatRequest) else None,
+        conversation=request.messages if isinstance(request, ChatRequest) else None,
     )
 
 
@@ -163,7 +164,7 @@ class TextStream:
 
     async def token(self, chunk: TextChunk) -> None:
         """What the engine gave, as a chunk; the finish reason comes alone, as OpenAI sends it."""
-        if chunk.ids or chunk.text or chunk.calls:
+        if chunk.ids or chunk.text or chunk.calls or chunk.tokens:
             told = self._form.logprobs(chunk.tokens, self._told) if self._tells else None
             self._told += sum(len(token.name) for token in chunk.tokens)
             calls = delta_objects(chunk.calls, call_prefix(self._work))

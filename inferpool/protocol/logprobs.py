@@ -129,3 +129,47 @@ def _few(items: Any) -> Any:
     if not isinstance(items, list) or len(items) > TOP_LOGPROBS_MAX:
         raise ValueError(f"at most {TOP_LOGPROBS_MAX} tokens at one place")
     return items
+
+
+# -- what another server sent: nearly OpenAI's shapes ----------------------------------------------
+
+
+def read_upstream(value: Any, most: int) -> tuple[TokenLogprob, ...]:
+    """The tokens of a choice's `logprobs` in either shape, with at most so many alternatives each.
+
+    Bytes may be left out, and a number may be above 0 by rounding or below any that JSON has.
+    Raises as the others do.
+    """
+    if not value:
+        return ()
+    if "content" in value:
+        entries = [
+            (item, [(t, t["logprob"]) for t in item.get("top_logprobs") or ()])
+            for item in value["content"] or ()
+        ]
+        return tuple(
+            TokenLogprob(_loose_text(i), _loose(i["logprob"]), _loose_top(top, most))
+            for i, top in entries
+        )
+    tops = value.get("top_logprobs") or [{}] * len(value["tokens"])
+    return tuple(
+        TokenLogprob(_text(name), _loose(number), _loose_top(list((top or {}).items()), most))
+        for name, number, top in zip(value["tokens"], value["token_logprobs"], tops, strict=True)
+    )
+
+
+def _loose_top(items: list[tuple[Any, Any]], most: int) -> tuple[tuple[bytes, float], ...]:
+    return tuple(
+        (_text(item) if isinstance(item, str) else _loose_text(item), _loose(number))
+        for item, number in items[:most]
+    )
+
+
+def _loose_text(item: Any) -> bytes:
+    return _text(item["token"]) if item.get("bytes") is None else _bytes(item)
+
+
+def _loose(value: Any) -> float:
+    if value is None:  # minus infinity, which JSON has not
+        return UNLIKELY
+    return _number(min(0.0, max(UNLIKELY, value)))

@@ -18,6 +18,7 @@ LOGPROBS: Final = "logprobs"
 LOGIT_BIAS: Final = "logit_bias"
 RESPONSE_FORMAT: Final = "response_format"
 TOOLS: Final = "tools"
+ALL: Final = (LOGIT_BIAS, LOGPROBS, RESPONSE_FORMAT, TOOLS)
 
 # A name -> the parameters of OpenAI's API that it stands for, as OpenRouter lists them.
 STANDS_FOR: Final[dict[str, tuple[str, ...]]] = {

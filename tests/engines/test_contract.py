@@ -6,9 +6,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import orjson
 import pytest
 
 from inferpool.engines.base import FinishReason, Phase, Progress, Sampling, TextCall, TextEngine
@@ -16,7 +17,11 @@ from inferpool.engines.child import start_child
 from inferpool.engines.fake import FakeTextEngine
 from inferpool.engines.llamacpp import CHILD_SCRIPT, LlamaCppEngine
 from inferpool.engines.openai import OpenAiEngine
+from inferpool.protocol import parameters
+from inferpool.protocol.calls import CallReader, whole_objects
+from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.errors import BadRequest, Unavailable
+from inferpool.protocol.logprobs import UNLIKELY, TokenLogprob
 
 SLOTS = 4
 STORY = "Tell me a long story about a river."
@@ -31,6 +36,7 @@ class Answer:
     prompt_units: int | None = None
     chunks: int = 0
     told_units: int = 0
+    tokens: list[TokenLogprob] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
 
@@ -68,6 +74,7 @@ async def run(engine: TextEngine, call: TextCall) -> Answer:
         answer.text += chunk.text
         answer.ids += chunk.ids
         answer.logprobs += chunk.logprobs
+        answer.tokens += chunk.tokens
         answer.reason, answer.prompt_units = chunk.finish_reason, chunk.prompt_units
         answer.chunks += 1
         answer.told_units = max(answer.told_units, chunk.output_units)
@@ -92,7 +99,9 @@ def make(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator[Mak
         start_child(CHILD_SCRIPT, {**config, "context": 1024, "batch": 256, "threads": 1})
     )
     url = server.answer["url"]
-    yield lambda: OpenAiEngine(url, "small", "Q4_1", key="secret", slots=SLOTS)
+    yield lambda: OpenAiEngine(
+        url, "small", "Q4_1", key="secret", slots=SLOTS, parameters=parameters.ALL
+    )
     runner.run(server.stop())
 
 
@@ -264,3 +273,83 @@ async def test_not_started_and_closed(make: Make) -> None:
     await engine.close()
     with pytest.raises(Unavailable):
         await run(engine, chat())
+
+
+# -- beyond the common parameters ------------------------------------------------------------------
+
+ANIMAL = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "legs": {"type": "integer"}},
+    "required": ["name", "legs"],
+    "additionalProperties": False,
+}
+CITY = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
+WEATHER = {"name": "weather", "parameters": CITY}
+
+
+def ask(prompt: str, **more: object) -> TextCall:
+    """As a node makes the call of a client's request."""
+    told = {"model": "m", "messages": [{"role": "user", "content": prompt}], "max_tokens": 96}
+    request = ChatRequest.parse(orjson.dumps({**told, **more}))
+    return TextCall(
+        request.plain_messages,
+        None,
+        request.max_output or 0,
+        Sampling(seed=1, temperature=0),
+        shape=request.shape,
+        top_logprobs=request.top_logprobs,
+        conversation=request.messages,
+    )
+
+
+async def test_every_parameter_is_declared(engine: TextEngine) -> None:
+    assert engine.parameters == set(parameters.ALL)
+
+
+async def test_json_by_a_schema(engine: TextEngine) -> None:
+    named = {"name": "animal", "strict": True, "schema": ANIMAL}
+    form = {"type": "json_schema", "json_schema": named}
+    answer = await run(engine, ask("Describe a dog in JSON.", response_format=form))
+    if answer.reason == "stop":
+        animal = orjson.loads(answer.text)
+        assert isinstance(animal["name"], str)
+        assert isinstance(animal["legs"], int)
+    else:
+        assert answer.text.lstrip().startswith("{")
+
+
+async def test_a_call_that_must_come(engine: TextEngine) -> None:
+    tools = [{"type": "function", "function": WEATHER}]
+    call = ask("What is the weather?", tools=tools, tool_choice="required")
+    if isinstance(engine, OpenAiEngine):  # this model's own template knows no functions
+        with pytest.raises(Unavailable, match="did not call") as caught:
+            await run(engine, call)
+        assert caught.value.code == "engine_failed"
+        return
+    answer = await run(engine, call)
+    assert answer.reason == "stop"
+    reader = CallReader()
+    text, calls = reader.take(answer.text)
+    assert (text + reader.rest(), reader.ended >= 1) == ("", True)
+    (first, *_) = whole_objects(calls, "call_")
+    assert first["function"]["name"] == "weather"
+    assert orjson.loads(first["function"]["arguments"])["city"] in ("Rome", "Oslo")
+
+
+async def test_log_probabilities(engine: TextEngine) -> None:
+    answer = await run(engine, replace(chat(max_output=6), top_logprobs=2))
+    assert len(answer.tokens) == 6
+    assert all(UNLIKELY <= token.logprob <= 0 for token in answer.tokens)
+    assert all(len(token.top) <= 2 for token in answer.tokens)
+    assert b"".join(token.text for token in answer.tokens).decode() == answer.text
+    assert (await run(engine, chat(max_output=2))).tokens == []
+
+
+async def test_a_bias(engine: TextEngine) -> None:
+    if isinstance(engine, FakeTextEngine):
+        return  # its vocabulary is its own
+    usual = await run(engine, chat(max_output=4))
+    assert usual.text.startswith("The ")
+    other = await run(engine, replace(chat(max_output=4), logit_bias=((504, -100.0),)))
+    assert other.units == 4
+    assert not other.text.startswith("The ")

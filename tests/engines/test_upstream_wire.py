@@ -9,12 +9,16 @@ import orjson
 import pytest
 
 from inferpool.config import NodeConfig
-from inferpool.daemon.engines import load_manifest, upstream_of
+from inferpool.daemon.engines import load_manifest, upstream_of, upstream_parameters
 from inferpool.daemon.node import served
 from inferpool.engines.base import Progress, Sampling, Tensor, TextCall, TextChunk
 from inferpool.engines.oip import OipEngine
 from inferpool.engines.openai import OpenAiEngine
+from inferpool.protocol import parameters
+from inferpool.protocol.calls import CallReader, whole_objects
+from inferpool.protocol.chat import ChatRequest
 from inferpool.protocol.errors import BadRequest, InferpoolError, Refused, Unavailable
+from inferpool.protocol.logprobs import UNLIKELY, TokenLogprob
 from inferpool.transport.asgi import HttpRequest, Receive, Scope, Send
 from inferpool.transport.memory import MemoryTransport
 
@@ -61,10 +65,14 @@ def usage(prompt: int, completion: int) -> dict[str, object]:
 
 
 async def run(
-    events: Any, call: TextCall = CALL, owner: str = "somebody"
+    events: Any,
+    call: TextCall = CALL,
+    owner: str = "somebody",
+    declared: Sequence[str] = parameters.ALL,
 ) -> tuple[list[TextChunk], Server]:
     server = Server(models=models(owner), completions=events)
-    engine = OpenAiEngine("http://u.test/v1", "m", "Q4", transport=MemoryTransport(server))
+    pipe = MemoryTransport(server)
+    engine = OpenAiEngine("http://u.test/v1", "m", "Q4", parameters=declared, transport=pipe)
     await engine.start()
     try:
         return [chunk async for chunk in engine.generate(call, Progress())], server
@@ -159,6 +167,235 @@ async def test_what_a_server_would_drop_is_refused(name: str) -> None:
     assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
 
 
+# -- what is asked beyond the common parameters, and what comes back ------------------------------
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "day": {"type": "string", "format": "date"},
+        "size": {"enum": [1, "big"]},
+        "parts": {"type": "array", "items": {"type": ["number", "null"]}, "maxItems": 2},
+    },
+    "required": ["day", "size", "parts"],
+    "additionalProperties": False,
+}
+FORM = {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": SCHEMA}}
+LOOSE = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+GOOD_DAY = {"day": "2026-02-28", "size": "big", "parts": [1.5, None]}
+TOOL = {
+    "name": "add",
+    "strict": True,
+    "parameters": SCHEMA | {"properties": {"n": {"type": "integer"}}, "required": ["n"]},
+}
+
+
+def asked(**more: object) -> TextCall:
+    """The call that a node makes of a client's request."""
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50, **more}
+    request = ChatRequest.parse(orjson.dumps(body))
+    return TextCall(
+        request.plain_messages,
+        None,
+        50,
+        Sampling(seed=1),
+        logit_bias=request.logit_bias,
+        shape=request.shape,
+        top_logprobs=request.top_logprobs,
+        conversation=request.messages,
+    )
+
+
+def tool_asked(**more: object) -> TextCall:
+    return asked(tools=[{"type": "function", "function": TOOL}], **more)
+
+
+def calls(*deltas: dict[str, object]) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": {"tool_calls": list(deltas)}}]}
+
+
+def piece(index: int, arguments: str, name: str | None = None) -> dict[str, object]:
+    return {"index": index, "id": "x", "function": {"name": name, "arguments": arguments}}
+
+
+ALL_ASKED = {
+    "logprobs": asked(logprobs=True, top_logprobs=2),
+    "logit_bias": asked(logit_bias={"5": -3}),
+    "response_format": asked(response_format=FORM),
+    "tools": tool_asked(tool_choice="auto"),
+}
+
+
+@pytest.mark.parametrize("name", ALL_ASKED)
+async def test_only_what_the_owner_declares_is_asked_for(name: str) -> None:
+    others = [other for other in parameters.ALL if other != name]
+    with pytest.raises(BadRequest) as caught:
+        await run([delta("a", "stop")], ALL_ASKED[name], declared=others)
+    assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
+
+
+async def test_it_is_asked_for_in_openais_words() -> None:
+    _, server = await run([delta("a", "stop")], ALL_ASKED["logprobs"])
+    assert server.asked[-1].items() >= {("logprobs", True), ("top_logprobs", 2)}
+    _, server = await run([delta("a", "stop")], asked(logprobs=True), owner="llamacpp")
+    assert server.asked[-1]["top_logprobs"] == 1  # of none it tells nothing
+    _, server = await run([delta("a", "stop")], ALL_ASKED["logit_bias"])
+    assert server.asked[-1]["logit_bias"] == {"5": -3.0}
+    _, server = await run(
+        [delta(orjson.dumps(GOOD_DAY).decode(), "stop")], asked(response_format=FORM)
+    )
+    assert server.asked[-1]["response_format"] == FORM
+    said = [
+        {"role": "user", "content": "hi"},
+        {
+            "role": "assistant",
+            "tool_calls": [
+                {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+            ],
+        },
+        {"role": "tool", "tool_call_id": "c", "content": "3"},
+    ]
+    _, server = await run([delta("a", "stop")], tool_asked(messages=said))
+    sent = server.asked[-1]
+    assert sent["tools"] == [{"type": "function", "function": TOOL}]
+    assert [message["role"] for message in sent["messages"]] == ["user", "assistant", "tool"]
+    assert sent["messages"][1]["tool_calls"][0]["id"] == "c"
+    _, server = await run([delta("a", "stop")], asked(messages=said), declared=())
+    assert [message["role"] for message in server.asked[-1]["messages"]] == [
+        "user",
+        "assistant",
+        "user",
+    ]  # as text, for a server without functions
+
+
+async def said(events: list[object], call: TextCall) -> str:
+    chunks, _ = await run(events, call)
+    return "".join(chunk.text for chunk in chunks)
+
+
+async def test_json_that_conforms_passes() -> None:
+    whole = orjson.dumps(GOOD_DAY).decode()
+    events: list[object] = [delta(whole[:9]), delta(whole[9:]), delta(None, "stop")]
+    assert await said(events, asked(response_format=FORM)) == whole
+    cut: list[object] = [delta(whole[:9]), delta(None, "length")]
+    assert await said(cut, asked(response_format=FORM)) == whole[:9]  # and it says so
+    other: list[object] = [delta('{"x": 1}', "stop")]
+    assert await said(other, asked(response_format=LOOSE)) == '{"x": 1}'
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "Of course! Here it is:",
+        "[]",
+        *(
+            orjson.dumps(GOOD_DAY | change).decode()
+            for change in (
+                {"day": "yesterday"},
+                {"size": True},
+                {"size": "small"},
+                {"parts": [1, 2, 3]},
+                {"parts": ["1"]},
+                {"parts": [True]},
+                {"more": 1},
+            )
+        ),
+        '{"day": "2026-02-28", "size": 1}',
+    ],
+)
+async def test_json_that_does_not_is_a_failure(wrong: str) -> None:
+    with pytest.raises(Unavailable) as caught:
+        await run([delta(wrong, "stop")], asked(response_format=FORM))
+    assert caught.value.code == "engine_failed"
+
+
+async def test_a_cut_answer_is_json_that_was_cut() -> None:
+    with pytest.raises(Unavailable):
+        await run([delta("Well, the"), delta(None, "length")], asked(response_format=FORM))
+
+
+async def test_calls_leave_in_their_tags() -> None:
+    events = [
+        delta("Let me add."),
+        calls(piece(0, "", "add")),
+        calls(piece(0, '{"n"')),
+        calls(piece(0, ": 3}"), piece(1, '{"n":4}', "add")),
+        delta(None, "tool_calls"),
+        usage(9, 7),
+    ]
+    chunks, _ = await run(events, tool_asked())
+    reader = CallReader()
+    text, made = reader.take("".join(chunk.text for chunk in chunks))
+    assert (text, reader.ended, chunks[-1].finish_reason) == ("Let me add.", 2, "stop")
+    assert [call["function"] for call in whole_objects(made, "c")] == [
+        {"name": "add", "arguments": '{"n":3}'},
+        {"name": "add", "arguments": '{"n":4}'},
+    ]
+    assert chunks[-1].output_units == 7
+    cut, _ = await run([calls(piece(0, '{"n"', "add")), delta(None, "length")], tool_asked())
+    assert (cut[-1].text, cut[-1].finish_reason) == ("", "length")
+
+
+@pytest.mark.parametrize(
+    ("events", "more"),
+    [
+        ([calls(piece(0, "{}", "rm"))], {}),  # no such function
+        ([calls(piece(0, "{}", "add"))], {}),  # without its argument
+        ([calls(piece(0, '{"n":"3"}', "add"))], {}),
+        ([calls(piece(0, '{"n":3', "add"))], {}),
+        ([calls(piece(0, "[]", "add"))], {}),
+        ([calls(piece(0, '{"n":3}'))], {}),  # without a name
+        ([calls(piece(-1, '{"n":3}', "add"))], {}),
+        ([calls(piece(9999, '{"n":3}', "add"))], {}),
+        ([calls({"index": 0})], {}),
+        ([delta("I would rather talk.")], {"tool_choice": "required"}),
+        (
+            [calls(piece(0, '{"n":3}', "add"), piece(1, '{"n":3}', "add"))],
+            {"parallel_tool_calls": False},
+        ),
+        ([delta("Talk.", "length")], {"tool_choice": "required"}),
+        ([delta("<tool"), delta("_call>{}")], {}),  # our own tags, which nobody has checked
+    ],
+)
+async def test_calls_that_make_no_sense_are_failures(
+    events: list[object], more: dict[str, object]
+) -> None:
+    with pytest.raises(Unavailable) as caught:
+        await run([delta(None, "stop"), *events], tool_asked(**more))
+    assert caught.value.code == "engine_failed"
+
+
+async def test_a_call_that_nobody_asked_for_is_a_failure() -> None:
+    with pytest.raises(Unavailable):
+        await run([calls(piece(0, "{}", "add")), delta(None, "stop")])
+
+
+async def test_log_probabilities_in_either_shape() -> None:
+    entry = {
+        "token": "a",
+        "logprob": -0.5,
+        "bytes": None,
+        "top_logprobs": [
+            {"token": "a", "logprob": 1e-9},
+            {"token": "b", "logprob": -1},
+            {"token": "c", "logprob": -2},
+        ],
+    }
+    event = {"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [entry]}}]}
+    chunks, _ = await run([event, delta(None, "stop")], asked(logprobs=True, top_logprobs=2))
+    assert chunks[0].tokens == (TokenLogprob(b"a", -0.5, ((b"a", 0.0), (b"b", -1.0))),)
+    lists = {"tokens": ["a"], "token_logprobs": [None], "top_logprobs": [{"a": -1}]}
+    event = {"choices": [{"text": "a", "logprobs": lists}]}
+    call = TextCall(None, "hi", 6, Sampling(seed=1), top_logprobs=1)
+    end = {"choices": [{"text": "", "finish_reason": "stop"}]}
+    chunks, server = await run([event, end], call)
+    assert chunks[0].tokens == (TokenLogprob(b"a", UNLIKELY, ((b"a", -1.0),)),)
+    assert server.asked[-1]["logprobs"] == 1
+    for wrong in ({"content": 5}, {"content": [{"token": "a", "logprob": "x"}]}, {"tokens": [1]}):
+        event = {"choices": [{"delta": {"content": "a"}, "logprobs": wrong}]}
+        with pytest.raises(Unavailable):
+            await run([event, delta(None, "stop")], asked(logprobs=True))
+
+
 @pytest.mark.parametrize("body", [{"data": 5}, {"data": [{}]}, [], {"data": []}])
 async def test_lists_of_models_that_are_none(body: object) -> None:
     pipe = MemoryTransport(Server(models=(200, body)))
@@ -244,6 +481,14 @@ def test_upstreams_of_the_configuration() -> None:
         with pytest.raises(Refused) as caught:
             upstream_of(name, config, {})
         assert caught.value.code == "bad_config"
+
+
+def test_parameters_of_the_configuration() -> None:
+    config = NodeConfig(upstream_parameters=("a tools,logprobs", "b logit_bias", "c n"))
+    assert upstream_parameters("a", config) == {"tools", "logprobs"}
+    assert upstream_parameters("x", config) == frozenset()
+    with pytest.raises(Refused, match="'n' is none of"):
+        upstream_parameters("c", config)
 
 
 def test_a_folder_of_manifests_that_is_none() -> None:
