@@ -29,7 +29,7 @@ from inferpool.recipes.scenes import FRAMES, STEP_S, WEATHERS, Scene, scene
 
 DEADLINE_MS: Final = 50.0  # from the sensors' data to the decision
 SCENES: Final = 96
-SMALL_SCENES: Final = 8
+SMALL_SCENES: Final = 12
 TUNED: Final = 48  # scenes of `fusion.TUNING` that the next two were chosen on, by `tuned`
 SEED: Final = 7  # of what is judged; nothing was chosen on its scenes
 BAND_ERROR: Final = 0.01
