@@ -228,6 +228,18 @@ def _unknown(key: str, origin: str) -> Refused:
     return Refused(f"{origin}: unknown key {key}{hint}", code="bad_config", param=key)
 
 
+def of_text(key: str, text: str) -> object:
+    """A value as the environment or a command gives it. Raises Refused(bad_config)."""
+    if key not in _known():
+        raise _unknown(key, text)
+    return _typed(key, _from_text(key, text), "given")
+
+
+def typed(key: str, value: object) -> object:
+    """A value as a file gives it. Raises Refused(bad_config)."""
+    return _typed(key, value, "given")
+
+
 def _from_text(key: str, text: str) -> object:
     default = _known()[key]
     if isinstance(default, bool):

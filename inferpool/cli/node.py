@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from inferpool.cli import doctor, earnings, join, node_status
+from inferpool.cli import doctor, earnings, join, node_set, node_status
 from inferpool.cli.console import OUT, AsJson, print_json, settings
 from inferpool.cli.owner import opened
 from inferpool.cli.up import pull_models
@@ -24,6 +24,8 @@ Examples:
   inferpool node
 
   inferpool node --model smollm2-135m-instruct --price-out 0.40
+
+  inferpool node --set hours=20:00-08:00 --set memory_max_mb=4000
 
   inferpool node claim""",
     invoke_without_command=True,
@@ -48,6 +50,10 @@ def node(
         typer.Option(help="HOST:PORT of a relay to wait at, where nobody can dial this machine."),
     ] = None,
     chain: Annotated[str | None, typer.Option(help="JSON-RPC URL of the chain.")] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE of [node], for this run; repeat for more."),
+    ] = None,
 ) -> None:
     """Serve until Ctrl-C."""
     if context.invoked_subcommand is not None:
@@ -61,6 +67,7 @@ def node(
         "node.price_in_usd_per_million": price_in,
         "node.price_out_usd_per_million": price_out,
         "chain.url": chain,
+        **node_set.flags_of(more or []),
     }
     config, home = settings(flags)
     pull_models(config)
@@ -72,6 +79,9 @@ app.command("doctor", help=doctor.HELP)(doctor.doctor)
 app.command("status", help=node_status.STATUS_HELP)(node_status.status)
 app.command("drain", help=node_status.DRAIN_HELP)(node_status.drain)
 app.command("resume", help=node_status.RESUME_HELP)(node_status.resume)
+app.command("set", help=node_set.SET_HELP)(node_set.change)
+app.command("withhold", help=node_set.WITHHOLD_HELP)(node_set.withhold)
+app.command("serve", help=node_set.SERVE_HELP)(node_set.serve)
 app.command("price", help=node_status.PRICE_HELP)(node_status.price)
 app.command("earnings", help=earnings.HELP)(earnings.earnings)
 

@@ -28,7 +28,11 @@ Examples:
 
 DRAIN_HELP = """Offer nothing and finish what runs. `inferpool node resume` goes on.
 
-Example:  inferpool node drain"""
+Examples:
+
+  inferpool node drain
+
+  inferpool node drain --minutes 60 --why maintenance"""
 
 RESUME_HELP = """Offer again after a drain.
 
@@ -62,14 +66,18 @@ def status(
             live.update(view(ask_node(home, "GET", "status")), refresh=True)
 
 
-def drain(as_json: AsJson = False) -> None:
+def drain(
+    minutes: Annotated[int, typer.Option(help="Go on by itself after so many; 0: when told.")] = 0,
+    why: Annotated[str, typer.Option(help="A word for yourself, such as maintenance.")] = "",
+    as_json: AsJson = False,
+) -> None:
     """Ask the node to drain."""
-    _act("drain", None, as_json)
+    act("drain", {"minutes": minutes, "why": why}, as_json)
 
 
 def resume(as_json: AsJson = False) -> None:
     """Ask the node to go on."""
-    _act("resume", None, as_json)
+    act("resume", None, as_json)
 
 
 def price(
@@ -83,11 +91,12 @@ def price(
     """Ask the node to change its price."""
     body = {"price_in_usd_per_million": price_in, "price_out_usd_per_million": price_out}
     given = {name: value for name, value in body.items() if value is not None}
-    _act("prices", {"model": model, **given}, as_json)
+    act("prices", {"model": model, **given}, as_json)
 
 
-def _act(action: str, body: object, as_json: bool) -> None:
-    state = ask_node(settings()[1], "POST", action, body)
+def act(action: str, body: object, as_json: bool, *, timeout_s: float = 10) -> None:
+    """Do it, and show what is then."""
+    state = ask_node(settings()[1], "POST", action, body, timeout_s=timeout_s)
     if as_json:
         print_json(state)
     else:

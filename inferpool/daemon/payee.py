@@ -83,7 +83,7 @@ def terms_of(config: Config, chain: EvmChain, payee: bytes, authorizer: bytes) -
         receiver_authorizer=authorizer,
         min_deposit=config.node.min_deposit_base_units,
         withdraw_delay_s=config.node.withdraw_delay_s,
-        window=_window(config.node.window),
+        window=window_of(config.node.window),
     )
 
 
@@ -105,7 +105,8 @@ def gate_of(
     )
 
 
-def _window(maxima: int) -> int:
+def window_of(maxima: int) -> int:
+    """`node.window`. Raises Refused(bad_config)."""
     if not 0 < maxima < 2**32:
         raise Refused("node.window must be 1 or more", code="bad_config", param="node.window")
     return maxima

@@ -77,7 +77,9 @@ class Provider:
         self.duty = Duty(node, policy_of(config.node), node.clock, meter, counters=EnergyCounters())
         # An offer is public and signed: a gateway without an authority's certificate may have it.
         self.pusher = Pusher(node, config.node.gateways, lambda url: open_transport(url, _pin(url)))
-        self.controls = Controls(self.duty, self.pusher, channels)
+        from inferpool.daemon.wishes import Wishes  # which needs this module
+
+        self.controls = Controls(self.duty, self.pusher, channels, Wishes(self.duty, config.node))
         node.withheld = "starting"
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -3,9 +3,10 @@
 | route | body | what |
 | --- | --- | --- |
 | GET /inferpool/control/status | | all that `node status` shows |
-| POST /inferpool/control/drain | | offer nothing, finish what runs |
+| POST /inferpool/control/drain | minutes, why (both optional) | offer nothing, finish what runs |
 | POST /inferpool/control/resume | | go on |
 | POST /inferpool/control/prices | model, price_in_usd_per_million, price_out_... | new prices |
+| POST /inferpool/control/settings | keys of [node] | change what the owner wishes |
 | POST /inferpool/control/models | model, serve | take a model out, or put it back |
 | GET /inferpool/control/channels | | every channel with its state on chain |
 | POST /inferpool/control/refund | channel, base_units | give a payer's unused money back |
@@ -13,8 +14,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
 
 import orjson
 
@@ -30,12 +31,33 @@ from inferpool.transport.asgi import HttpRequest
 
 CONTROL: Final = "/inferpool/control/"
 _LATEST: Final = 10
+_MINUTES_MAX: Final = 7 * 24 * 60
+_WHY_MAX: Final = 200
+
+
+class Changeable(Protocol):
+    """What the owner may change of a running node (`daemon.wishes`)."""
+
+    def told(self) -> dict[str, object]:
+        """As it is now."""
+        ...
+
+    async def change(self, values: Mapping[str, object]) -> None:
+        """Change it. Raises BadRequest, Refused."""
+        ...
 
 
 class Controls:
     """Serves the routes for one node."""
 
-    def __init__(self, duty: Duty, pusher: Pusher, channels: Channels | None = None) -> None:
+    def __init__(
+        self,
+        duty: Duty,
+        pusher: Pusher,
+        channels: Channels | None = None,
+        wishes: Changeable | None = None,
+    ) -> None:
+        self._wishes = wishes
         self._duty, self._pusher, self._node = duty, pusher, duty.node
         self._routes: dict[tuple[str, str], Callable[[bytes], Awaitable[None]]] = {
             ("GET", "status"): self._nothing,
@@ -44,6 +66,8 @@ class Controls:
             ("POST", "prices"): self._prices,
             ("POST", "models"): self._models,
         }
+        if wishes is not None:
+            self._routes["POST", "settings"] = self._settings
         self._answers: dict[tuple[str, str], Callable[[bytes], Awaitable[dict[str, Any]]]] = {}
         if channels is not None:
             self._answers["GET", "channels"] = channels.listed
@@ -66,7 +90,14 @@ class Controls:
         return None
 
     async def _drain(self, body: bytes) -> None:
-        await self._duty.drain(True)
+        value = _object(body) if body and body != b"null" else {}
+        minutes, why = value.get("minutes", 0), value.get("why", "")
+        if type(minutes) is not int or not 0 <= minutes <= _MINUTES_MAX:
+            message = f"minutes must be a whole number up to {_MINUTES_MAX}."
+            raise BadRequest(message, param="minutes")
+        if not isinstance(why, str) or len(why) > _WHY_MAX:
+            raise BadRequest(f"why must be text of at most {_WHY_MAX} characters.", param="why")
+        await self._duty.drain(True, why, 60_000 * minutes)
 
     async def _resume(self, body: bytes) -> None:
         await self._duty.drain(False)
@@ -78,6 +109,10 @@ class Controls:
         price_out = _price(value, "price_out_usd_per_million", hosted.price_out_pico_usd_per_unit)
         hosted.reprice(price_in, price_out)
         self._node.announce()
+
+    async def _settings(self, body: bytes) -> None:
+        assert self._wishes is not None, "the route is there with them"
+        await self._wishes.change(_object(body))
 
     async def _models(self, body: bytes) -> None:
         value = _object(body)
@@ -107,6 +142,7 @@ class Controls:
             "reason": duty.reason,
             "since_ms": duty.since_ms,
             "running": node.busy,
+            "settings": self._wishes.told() if self._wishes is not None else {},
             "others_percent": duty.others_percent,
             "memory_bytes": duty.residents.memory,
             "models": [_model(item) for item in node.services.hosted],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
@@ -48,6 +48,8 @@ class Duty:
     reason: str = ""
     since_ms: int = 0
     drained: bool = False
+    drained_why: str = ""
+    drained_until_ms: int = 0  # 0: until the owner says so
     others_percent: int = 0
     residents: Residents = field(init=False)
     _disturbed_ms: int = _NEVER
@@ -71,6 +73,8 @@ class Duty:
 
     async def _tick(self) -> None:
         decision = decide(self.policy, self._see(), offering=self.state is NodeState.OFFERING)
+        if decision.state is NodeState.DRAINING:
+            decision = replace(decision, reason=decision.reason + self.drained_why)
         if decision.state is NodeState.OFFERING:
             decision = await self._load(decision)
         if decision.state is not NodeState.OFFERING:
@@ -82,6 +86,8 @@ class Duty:
     def _see(self) -> Sight:
         now = self.clock.now_ms()
         policy = self.policy
+        if self.drained and 0 < self.drained_until_ms <= now:
+            self.drained = False
         if policy.idle_load_percent is not None:
             self.others_percent = self.meter.others_percent()
             if self.others_percent > policy.idle_load_percent // 2:
@@ -136,9 +142,12 @@ class Duty:
 
     # -- what the owner does by hand -------------------------------------------------------------
 
-    async def drain(self, drained: bool) -> None:
-        """Offer nothing and finish what runs, or go on."""
+    async def drain(self, drained: bool, why: str = "", for_ms: int = 0) -> None:
+        """Offer nothing and finish what runs, for a time or until told otherwise; or go on."""
         self.drained = drained
+        self.drained_until_ms = self.clock.now_ms() + for_ms if for_ms else 0
+        until = f", for {for_ms // 60_000} minutes" if for_ms else ""
+        self.drained_why = f"{until}{f': {why}' if why else ''}"
         await self.tick()
 
     async def withhold(self, model: str, withheld: bool) -> None:

@@ -47,6 +47,7 @@ class OfferBook:
         if (
             signed is None
             or signed.offer.services != services
+            or signed.offer.terms != self.terms
             or now - self._signed_ms >= OFFER_RENEW_MS
         ):
             signed = self._sign(services, now)

@@ -112,6 +112,8 @@ class Residents:
             item.cold = True
             return
         before = self.look()
+        if item.renew is not None:
+            (item.engine, item.slots), item.renew = item.renew(), None
         try:
             await item.engine.start()
         except InferpoolError as error:

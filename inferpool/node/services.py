@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -72,6 +72,7 @@ class Hosted:
     retry_ms: int = 0  # not loaded again before
     failures: int = 0  # of its loading, since it was loaded
     failure: str = ""  # why, in words
+    renew: Callable[[], tuple[Any, int]] | None = None  # engine and slots, for the next loading
     pace: Pace = field(default_factory=Pace)
     task: Task = field(init=False)
     _service: Service | None = None

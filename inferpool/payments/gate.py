@@ -49,7 +49,7 @@ class PaymentGate:
         self.terms, self.payers, self._method = terms, payers, method
         if method != x402.EIP3009:
             one_off_least = 0  # one transfer by signature needs a token that knows them
-        self._concurrent = concurrent_per_channel
+        self.concurrent = concurrent_per_channel
         self._chain = chain
         self.one_offs = OneOffs(terms, chain, ledger, one_off_least)
         self._ledger = ledger
@@ -94,7 +94,7 @@ class PaymentGate:
             await self._deposit(channel_id, payment)
         if channel is None:
             channel = self._known[config] = await self.channel(config, channel_id)
-        if len(channel.held) >= self._concurrent:
+        if len(channel.held) >= self.concurrent:
             raise RateLimited(
                 f"This channel has {len(channel.held)} requests in flight here, which is all that"
                 " one channel may have; wait for one to end.",

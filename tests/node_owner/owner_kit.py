@@ -13,6 +13,8 @@ from typing import Any
 
 from inferpool.chain.memory import MemoryChain
 from inferpool.clock import Clock, LoopClock
+from inferpool.config import NodeConfig
+from inferpool.daemon.wishes import Wishes
 from inferpool.gateway.nodes import KnownNode
 from inferpool.node.app import NodeApp
 from inferpool.node.control import Controls
@@ -118,7 +120,8 @@ async def net(
         node.node.offers._vouched = (word, until_ms)
     duty = Duty(node.node, policy, clock, meter or still(folder), minute)
     pusher = Pusher(node.node, [GATEWAY_URL], lambda url: gateway.transport())
-    node.app = NodeApp(node.node, node._claim, TOKEN, Controls(duty, pusher))
+    wishes = Wishes(duty, NodeConfig(min_deposit_base_units=1000, window=1))  # as its terms are
+    node.app = NodeApp(node.node, node._claim, TOKEN, Controls(duty, pusher, wishes=wishes))
     await duty.tick()
     gateway = SimGateway(
         "gateway", SEED, clock, chain, Random(2), lambda url, spki: node.transport()

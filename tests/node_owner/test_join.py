@@ -159,6 +159,25 @@ def test_the_owner_changes_a_price_by_command(joined: Home) -> None:
     assert (refused.returncode, "model must be one of" in refused.stderr) == (1, True)
 
 
+def test_the_owner_changes_wishes_by_command_and_they_are_written_down(joined: Home) -> None:
+    done = inferpool(joined, "node", "set", "hours=00:00-24:00", "window=9")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert inferpool(joined, "node", "set", "memory_max_mb=50000", "--once").returncode == 0
+    now = state(joined)["settings"]
+    assert (now["hours"], now["window"], now["memory_max_mb"]) == ("00:00-24:00", 9, 50_000)
+    written = tomllib.loads(joined.config.read_text())["node"]
+    assert (written["hours"], written["window"]) == ("00:00-24:00", 9)
+    assert "memory_max_mb" not in written
+    refused = inferpool(joined, "node", "set", "hours=tomorrow", "window=8")
+    assert refused.returncode == 1
+    assert "not of the form" in refused.stderr
+    assert tomllib.loads(joined.config.read_text())["node"] == written
+    inferpool(joined, "node", "withhold", "fake-tensor")
+    assert [item["withheld"] for item in state(joined)["models"]] == [False, True]
+    inferpool(joined, "node", "serve", "fake-tensor")
+    assert [item["ready"] for item in state(joined)["models"]] == [True, True]
+
+
 def test_status_and_doctor_tell_how_it_is(joined: Home) -> None:
     shown = inferpool(joined, "node", "status", "--once").stdout
     assert "offering" in shown
