@@ -52,7 +52,9 @@ def node(
     chain: Annotated[str | None, typer.Option(help="JSON-RPC URL of the chain.")] = None,
     more: Annotated[
         list[str] | None,
-        typer.Option("--set", help="KEY=VALUE of [node], for this run; repeat for more."),
+        typer.Option(
+            "--set", help="A key of the node, as KEY=VALUE, for this run; repeat for more."
+        ),
     ] = None,
 ) -> None:
     """Serve until Ctrl-C."""

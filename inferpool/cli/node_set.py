@@ -14,7 +14,7 @@ from inferpool.protocol.errors import Refused
 
 SET_HELP = """Change what this node may do, at once where it runs, and for its next starts.
 
-Keys are those of [node] in config.toml: hours, only_when_idle, idle_load_percent, memory_max_mb,
+Keys are those of the node in config.toml: hours, only_when_idle, idle_load_percent, memory_max_mb,
 allow, deny, slots, concurrent_per_channel, min_deposit_base_units, withdraw_delay_s, window.
 
 Examples:
