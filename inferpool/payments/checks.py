@@ -6,7 +6,7 @@ from inferpool.identity.signing import verify
 from inferpool.protocol.attempt import Attempt
 from inferpool.protocol.errors import InferpoolError, Refused
 from inferpool.protocol.job import Task
-from inferpool.protocol.price import exact_pico_usd, maximum_usage
+from inferpool.protocol.price import maximum_units, price_pico_usd
 from inferpool.protocol.receipt import Receipt, SignedReceipt
 from inferpool.protocol.receipt_chain import ChainedReceipt
 
@@ -15,6 +15,12 @@ class ReceiptInvalid(InferpoolError):
     """A receipt that is not this attempt's, or says other than what crossed the wire."""
 
     default = "receipt_invalid"
+
+
+_MEMBERS = (
+    *("request id", "request hash", "manifest", "class"),
+    *("offer", "service", "channel", "response hash"),
+)
 
 
 def check_receipt(
@@ -31,19 +37,29 @@ def check_receipt(
     that is not audited, and so tells no ids, the chunks that had text.
     """
     receipt, service = signed.receipt, attempt.service
-    expected = {
-        "request id": (receipt.request_id, attempt.request_id),
-        "request hash": (receipt.request_hash, request_hash),
-        "manifest": (receipt.manifest, service.manifest),
-        "class": (receipt.engine_class, service.engine_class),
-        "offer": (receipt.offer_hash, attempt.offer_hash),
-        "service": (receipt.service, attempt.offer.index(service)),
-        "channel": (receipt.channel_id, attempt.channel_id),
-        "response hash": (receipt.response_hash, response_hash),
-    }
-    for name, (found, wanted) in expected.items():
-        if found != wanted:
-            raise ReceiptInvalid(f"The node's receipt is for another {name}.")
+    found = (
+        receipt.request_id,
+        receipt.request_hash,
+        receipt.manifest,
+        receipt.engine_class,
+        receipt.offer_hash,
+        receipt.service,
+        receipt.channel_id,
+        receipt.response_hash,
+    )
+    wanted = (
+        attempt.request_id,
+        request_hash,
+        service.manifest,
+        service.engine_class,
+        attempt.offer_hash,
+        attempt.offer.index(service),
+        attempt.channel_id,
+        response_hash,
+    )
+    if found != wanted:
+        name = next(n for n, f, w in zip(_MEMBERS, found, wanted, strict=True) if f != w)
+        raise ReceiptInvalid(f"The node's receipt is for another {name}.")
     _check_output(receipt.output_units, output_units, attempt)
     _check_charge(receipt, attempt)
     _check_signature(signed, attempt)
@@ -60,7 +76,7 @@ def _check_output(claimed: int, seen: int, attempt: Attempt) -> None:
     """
     service = attempt.service
     if service.task in (Task.CHAT, Task.COMPLETION) and not service.audited:
-        most = maximum_usage(attempt.job, service).output_units
+        _, most = maximum_units(attempt.job, service)
         if claimed < min(seen, most):
             raise ReceiptInvalid("The node's receipt counts fewer units than chunks that came.")
     elif claimed != seen:
@@ -102,10 +118,11 @@ def check_late_receipt(signed: SignedReceipt, attempt: Attempt) -> None:
 
 
 def _check_charge(receipt: Receipt, attempt: Attempt) -> None:
-    most = maximum_usage(attempt.job, attempt.service)
-    if receipt.prompt_units > most.prompt_units or receipt.output_units > most.output_units:
+    service, prompt, output = attempt.service, receipt.prompt_units, receipt.output_units
+    most_prompt, most_output = maximum_units(attempt.job, service)
+    if prompt > most_prompt or output > most_output:
         raise ReceiptInvalid("The node's receipt counts more units than the request can use.")
-    exact = exact_pico_usd(receipt.usage, attempt.service)
+    exact = price_pico_usd(prompt, output, service)
     if receipt.charge_pico_usd > min(exact, attempt.maximum_pico_usd):
         raise ReceiptInvalid("The node's receipt charges more than units times price.")
 

@@ -74,6 +74,7 @@ def digest(domain_separator: bytes, struct_hash: bytes) -> bytes:
     return keccak256(b"\x19\x01" + domain_separator + struct_hash)
 
 
+@lru_cache(maxsize=64)
 def inferpool_domain(chain_id: int) -> bytes:
     """The domain of offers, receipts and requests for evidence.
 

@@ -53,19 +53,20 @@ def _positive(units: int, what: str) -> int:
 
 def exact_pico_usd(usage: Usage, service: Service) -> int:
     """Price of what was used, in pico-USD."""
+    return price_pico_usd(usage.prompt_units, usage.output_units, service)
+
+
+def price_pico_usd(units_in: int, units_out: int, service: Service) -> int:
+    """Price of so many units in and out, in pico-USD."""
     return (
-        usage.prompt_units * service.price_in_pico_usd_per_unit
-        + usage.output_units * service.price_out_pico_usd_per_unit
+        units_in * service.price_in_pico_usd_per_unit
+        + units_out * service.price_out_pico_usd_per_unit
     )
 
 
 def maximum_pico_usd(job: Job, service: Service) -> int:
     """The maximum price of a job under a service, in pico-USD."""
-    units_in, units_out = maximum_units(job, service)
-    return (
-        units_in * service.price_in_pico_usd_per_unit
-        + units_out * service.price_out_pico_usd_per_unit
-    )
+    return price_pico_usd(*maximum_units(job, service), service)
 
 
 def maximum(job: Job, service: Service, decimals: int) -> int:

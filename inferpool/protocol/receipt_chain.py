@@ -30,6 +30,8 @@ _PROOF: Final = struct.Struct("<QH")
 _SIZE: Final = _SHORT.size + 32
 _SIZE_PROVED: Final = _SIZE + _PROOF.size + 65
 _U64: Final = eip712.UINT64_MAX
+_OUTCOMES: Final = tuple(Outcome)  # by number, which they have from 0 up
+assert all(item == at for at, item in enumerate(_OUTCOMES)), "outcomes are numbered from 0"
 
 
 def link(before: bytes, receipt_digest: bytes) -> bytes:
@@ -164,7 +166,7 @@ class ChainedReceipt:
             proof = ChainProof(first, count, data[_SIZE + _PROOF.size :])
             if not 0 < count <= CHAIN_RECEIPTS_MAX:
                 raise _bad(f"a chain of {count}")
-        if outcome > max(Outcome) or ended_ms < started_ms:
+        if outcome >= len(_OUTCOMES) or ended_ms < started_ms:
             raise _bad("an outcome or a time that cannot be")
         if position >= CHAIN_RECEIPTS_MAX or not 0 < first_seq <= seq:
             raise _bad("a place in the chain that cannot be")
@@ -177,7 +179,7 @@ class ChainedReceipt:
             seed,
             started_ms,
             ended_ms,
-            Outcome(outcome),
+            _OUTCOMES[outcome],
             first_seq,
             position,
             data[_SHORT.size : _SIZE],
