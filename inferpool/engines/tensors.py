@@ -41,6 +41,9 @@ def to_numpy(tensor: Tensor) -> Array:
 
 def from_numpy(name: str, array: Array) -> Tensor:
     """An array as a tensor. Raises TypeError for a type that the protocol does not have."""
+    datatype = _NAMES.get(array.dtype)
+    if datatype is not None:
+        return Tensor(name, datatype, array.shape, array.tobytes())
     if array.dtype.kind in "OUS":
         return Tensor(name, "BYTES", array.shape, _packed(array))
     dtype = array.dtype.newbyteorder("<")

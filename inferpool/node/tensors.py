@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from struct import error, pack
+from struct import error, pack, unpack
 from typing import Final
 
 import orjson
@@ -47,7 +47,7 @@ _PACKED_MAX: Final = 4096  # values; they are arguments of one call
 
 def read_inputs(request: InferRequest, specs: Sequence[TensorSpec]) -> list[Tensor]:
     """The request's tensors in raw form. Raises BadRequest(invalid_tensor)."""
-    wanted = {spec.name for spec in specs}
+    wanted = [spec.name for spec in specs]
     for tensor in request.inputs:
         if tensor.name not in wanted:
             raise BadRequest(
@@ -138,10 +138,11 @@ def _check_size(item: InputTensor, size: int) -> None:
 
 def check_outputs(request: InferRequest, specs: Sequence[TensorSpec]) -> None:
     """Refuse an output that the model has not, before any work. Raises BadRequest."""
-    known = [spec.name for spec in specs]
-    for wish in request.outputs:
-        if wish.name not in known:
-            raise _no_output(request.model, wish.name, known)
+    if request.outputs:
+        known = [spec.name for spec in specs]
+        for wish in request.outputs:
+            if wish.name not in known:
+                raise _no_output(request.model, wish.name, known)
 
 
 def _no_output(model: str, name: str, known: Sequence[str]) -> BadRequest:
@@ -190,6 +191,11 @@ def write_answer(request: InferRequest, outputs: Sequence[Tensor]) -> tuple[byte
 
 def _listed(tensor: Tensor) -> list[object]:
     """Flat data for JSON. FP16 has no exact JSON form in the protocol, but reads as numbers."""
+    code = _PACKED.get(tensor.datatype)
+    if code:
+        count, rest = divmod(len(tensor.data), DATATYPES[tensor.datatype])
+        if count <= _PACKED_MAX and not rest:
+            return list(unpack(f"<{count}{code}", tensor.data))
     if tensor.datatype != "BYTES":
         import numpy as np
 
