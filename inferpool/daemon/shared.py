@@ -17,7 +17,7 @@ from sqlalchemy.engine import Engine
 from inferpool.config import GatewayConfig
 from inferpool.daemon.workers import Worker
 from inferpool.home import Home
-from inferpool.payments.database import Location, begin_writing, now_ms
+from inferpool.payments.database import Location, begin_writing, steady_ms
 from inferpool.payments.journal import SqlJournal
 from inferpool.payments.lanes import Lane, living
 from inferpool.payments.schema import PAYER_CHANNELS
@@ -77,7 +77,7 @@ def adopt(engine: Engine, worker: Worker, home: Home, shared: bool) -> list[str]
     start = f"{mine}/" if shared else ""
     with engine.begin() as connection:
         begin_writing(connection)
-        alive = living(connection, now_ms(connection))
+        alive = living(connection, steady_ms(connection))
         lanes = [row.lane for row in connection.execute(select(PAYER_CHANNELS.c.lane).distinct())]
         left = [
             lane

@@ -93,13 +93,15 @@ class Flights:
     active: dict[bytes, Flight] = field(default_factory=dict)
     unresolved: dict[bytes, Flight] = field(default_factory=dict)
     serving: set[str] = field(default_factory=set)  # client requests that are not answered yet
+    forgiven: set[str] = field(default_factory=set)  # those that are billed nothing, for a while
     # By channel: what was paid with last, and the header for it.
     _paid: dict[bytes, tuple[Voucher, Terms, int, bytes]] = field(default_factory=dict)
 
     def pending(self, client_id: str) -> bool:
-        """Whether an attempt of a client's request may still be charged."""
+        """Whether an attempt of a client's request may still be charged to it."""
         return any(
-            flight.record.client_request_id == client_id for flight in self.unresolved.values()
+            flight.record.client_request_id == client_id and not flight.ours
+            for flight in self.unresolved.values()
         )
 
     def superseded(self, client_id: str) -> None:

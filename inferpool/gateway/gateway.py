@@ -428,10 +428,10 @@ class Gateway:
 
     async def forgive(self, caller: Caller, client_ids: list[str]) -> None:
         """Bill nothing for requests whose caller was told nothing: what they cost is our own."""
-        serving = self.flights.serving
+        forgiven = self.flights.forgiven
         for client_id in client_ids:
-            serving.add(client_id)  # a receipt that comes late is nobody's bill
-            asyncio.get_running_loop().call_later(FORGIVE_S, serving.discard, client_id)
+            forgiven.add(client_id)  # a receipt that comes late is nobody's bill
+            asyncio.get_running_loop().call_later(FORGIVE_S, forgiven.discard, client_id)
             await self.ledger.settled()
             for record in self.ledger.attempts_of(client_id):
                 billed = record.billed_pico_usd + record.fee_pico_usd

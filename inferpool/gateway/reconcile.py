@@ -28,7 +28,12 @@ from inferpool.protocol.eip712 import UINT64_MAX
 from inferpool.protocol.encoding import from_hex, to_hex
 from inferpool.protocol.errors import InferpoolError, Refused, Unavailable
 from inferpool.protocol.lifecycle import AttemptState
-from inferpool.protocol.limits import CHAIN_PROOF_MS, RECEIPT_MAX, RECEIPTS_PAGE_MAX
+from inferpool.protocol.limits import (
+    CHAIN_PROOF_MS,
+    RECEIPT_MAX,
+    RECEIPTS_PAGE_MAX,
+    UNRESOLVED_HOLD_S,
+)
 from inferpool.protocol.receipt import SignedReceipt, receipts_request_digest
 from inferpool.protocol.units import pico_usd_per_base_unit
 from inferpool.protocol.voucher import voucher_digest
@@ -58,6 +63,7 @@ class Reconciler:
     _lost: dict[bytes, AttemptRecord] = field(default_factory=dict)  # of an earlier run
     walk_ins: WalkIns | None = None
     _ending: set[asyncio.Task[None]] = field(default_factory=set)
+    _letting: dict[bytes, asyncio.TimerHandle] = field(default_factory=dict)
     flights: Flights = field(init=False)
 
     def soon(self, node: KnownNode, channel: PayerChannel) -> None:
@@ -105,6 +111,8 @@ class Reconciler:
     async def close(self) -> None:
         """Stop asking."""
         self._closed = True
+        for timer in self._letting.values():
+            timer.cancel()
         tasks = [*self._tasks.values(), *self._proving.values()]
         for task in tasks:
             task.cancel()
@@ -122,6 +130,28 @@ class Reconciler:
                 _LOG.info("node %s gives no receipts: %s", to_hex(node.address), error.message)
             if not self.owes(channel):
                 return
+        self._let_go_later(channel)
+
+    def _let_go_later(self, channel: PayerChannel) -> None:
+        """Its node may be gone for good. What it may still charge stays within what the channel has
+        signed for; a client's hold does not wait for it for ever."""
+        if channel.channel_id not in self._letting and not self._closed:
+            later = asyncio.get_running_loop().call_later
+            self._letting[channel.channel_id] = later(UNRESOLVED_HOLD_S, self._let_go, channel)
+
+    def _let_go(self, channel: PayerChannel) -> None:
+        """Free the holds behind attempts that ended so long ago; a receipt that comes after all is
+        the gateway's own cost."""
+        del self._letting[channel.channel_id]
+        before_ms = self.clock.now_ms() - int(1000 * UNRESOLVED_HOLD_S)
+        unresolved = self.flights.unresolved
+        flights = [unresolved[item] for item in channel.unresolved if item in unresolved]
+        for flight in flights:
+            if flight.record.ended_ms > before_ms:
+                self._let_go_later(channel)
+            elif not flight.ours:
+                flight.ours = True
+                self._release(flight.record)
 
     async def recover(self, nodes: list[KnownNode], treasury: Treasury) -> None:
         """After a restart: every open attempt is lost until its node says otherwise."""
@@ -240,7 +270,8 @@ class Reconciler:
                 held = 0 if self._billed_elsewhere(record) else receipt.charge_pico_usd
             elif late.ours:
                 held = 0
-            if client not in self.flights.serving and held:
+            ours = client in self.flights.serving or client in self.flights.forgiven
+            if held and not ours:
                 record.billed_pico_usd = min(held, receipt.charge_pico_usd)
                 record.fee_pico_usd = fee_down(record.billed_pico_usd, self.fee_bps)
                 account.at(self.clock.now_ms())
@@ -329,10 +360,15 @@ class Reconciler:
                 self.ledger.save_attempt(record)
 
     def _release(self, record: AttemptRecord) -> None:
-        """Free the budget's hold once nothing of the client's request can be charged any more."""
+        """Free the budget's hold once nothing of the client's request can be charged any more.
+
+        While it is served, another node's answer is on its way under that hold.
+        """
         _, account = self._account(record.account)
-        if account is not None and not self.flights.pending(record.client_request_id):
-            self.free(account, record.client_request_id)
+        client = record.client_request_id
+        busy = client in self.flights.serving or self.flights.pending(client)
+        if account is not None and not busy:
+            self.free(account, client)
             if self.walk_ins is not None and record.client_request_id in self.walk_ins.waiting:
                 ending = asyncio.create_task(
                     self.walk_ins.ended(record.client_request_id), name="settle a walk-in"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateColumn
 from sqlalchemy.sql import ClauseElement
 
-from inferpool.payments.schema import ACCOUNTS, METADATA
+from inferpool.payments.schema import ACCOUNTS, METADATA, VERSIONS
 from inferpool.protocol.errors import Refused, Unavailable
 
 POSTGRESQL: Final = "postgresql"
@@ -35,6 +35,22 @@ _RETRY_AFTER_S: Final = 2
 _PASSING: Final = ("08", "57", "40", "53", "55")
 
 Location = Path | str | None  # a file, a URL, or memory
+
+
+def _boot() -> str:
+    """What tells this machine's start from any other; empty where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()[:40]
+    except OSError:
+        return ""
+
+
+def _since_boot_ns() -> int:
+    """Also while the machine slept, the same for all its processes."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+_BOOT: Final = _boot()  # only Linux has it, and with it that clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +199,33 @@ def begin_writing(connection: Connection) -> None:
             driver.execute("BEGIN IMMEDIATE")
 
 
+def steady_ms(
+    connection: Connection,
+    wall: Callable[[], int] = time.time_ns,
+    since_boot: Callable[[], int] = _since_boot_ns,
+) -> int:
+    """The time that counts for lanes: the server's; with SQLite one that no step of this machine's
+    clock moves, since a lane would look dead to its neighbours, and what it reserved be free.
+
+    The first process after a boot writes down when that was; all count on from there. Both clocks
+    give ns.
+    """
+    if connection.dialect.name == POSTGRESQL or not _BOOT:
+        return now_ms(connection)
+    name, elapsed_ms = f"boot/{_BOOT}", since_boot() // 1_000_000
+    query = select(VERSIONS.c.number).where(VERSIONS.c.name == name)
+    began_ms = connection.execute(query).scalar()
+    if began_ms is None:
+        made = sqlite.insert(VERSIONS).on_conflict_do_nothing(index_elements=["name"])
+        now = wall() // 1_000_000
+        connection.execute(made.values(name=name, number=now - elapsed_ms))
+        began_ms = connection.execute(query).scalar_one()
+    return int(began_ms) + elapsed_ms
+
+
 def now_ms(connection: Connection) -> int:
-    """The time that counts for leases and limits: the server's, since machines' clocks differ;
-    with SQLite this machine's, since all its processes are here."""
+    """The time that counts for limits: the server's, since machines' clocks differ; with SQLite
+    this machine's, since all its processes are here."""
     if connection.dialect.name != POSTGRESQL:
         return time.time_ns() // 1_000_000
     asked = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)")

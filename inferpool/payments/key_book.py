@@ -97,7 +97,7 @@ class KeyBook:
         self._raise_version = journal.compile(raised)
         self._version, self._writes = 0, 0
         self._refreshing: asyncio.Task[None] | None = None
-        self._unsaved: Counter[bytes] = Counter()  # writes of spending on their way, by account
+        self._unsaved: dict[bytes, asyncio.Future[None]] = {}  # the last spending on its way
         self.accounts: dict[bytes, Account] = {}
         self.by_name: dict[str, bytes] = {}  # ids of accounts
         self.created_ms: dict[bytes, int] = {}  # of accounts, and of teams by their owner's name
@@ -354,16 +354,24 @@ class KeyBook:
 
     def spent(self, account_id: bytes, saved: asyncio.Future[None]) -> None:
         """An account's spending is on its way to the disk."""
-        self._unsaved[account_id] += 1
-        saved.add_done_callback(lambda _: self._unsaved.subtract((account_id,)))
+        self._unsaved[account_id] = saved
+        saved.add_done_callback(lambda _: self._saved(account_id, saved))
+
+    def _saved(self, account_id: bytes, saved: asyncio.Future[None]) -> None:
+        if self._unsaved.get(account_id) is saved:
+            del self._unsaved[account_id]
 
     def when_spent(self, account: Account, then: Callable[[], None]) -> None:
-        """Go on when all that an account has spent is on disk, where others see it."""
-        if self._unsaved[account.owner] <= 0:
+        """Go on when all that an account has spent is on disk, where others see it.
+
+        Writes nothing itself: a journal that is overloaded takes no more, and what was reserved
+        would stay so. They reach the disk in their order.
+        """
+        saved = self._unsaved.get(account.owner)
+        if saved is None:
             then()
-            return
-        saved = self._journal.write([])
-        saved.add_done_callback(lambda _: then())
+        else:
+            saved.add_done_callback(lambda _: then())
 
     def spending(self, account_id: bytes) -> list[Write]:
         """What an account, and its team, spent in this lane."""

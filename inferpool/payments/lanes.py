@@ -1,9 +1,9 @@
 """A gateway process's lane: the part of a shared book that it alone writes, and signs in.
 
-A lane is held for `LANE_VALID_MS` at a time by the database's clock. Whoever holds it renews it;
-a process that was killed is followed at once by another from the same home, whose lock proves that
-it is dead, and from elsewhere only when its time is over. What a process writes without holding
-its lane any more is refused by the database itself (`Fence`).
+A lane is held for `LANE_VALID_MS` at a time by the database's clock (`database.steady_ms`). Whoever
+holds it renews it; a process that was killed is followed at once by another from the same home,
+whose lock proves that it is dead, and from elsewhere only when its time is over. What a process
+writes without holding its lane any more is refused by the database itself (`Fence`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.engine import Connection, Engine
 
-from inferpool.payments.database import begin_writing, compiled, insert, now_ms
+from inferpool.payments.database import begin_writing, compiled, insert, steady_ms
 from inferpool.payments.journal import Fence
 from inferpool.payments.schema import LANES, RESERVED
 from inferpool.protocol.errors import Unavailable
@@ -46,7 +46,7 @@ class Lane:
     place: str
     lost: Callable[[], None]  # called from any thread when another process has it
     monotonic: Callable[[], float] = time.monotonic
-    now: Callable[[Connection], int] = now_ms
+    now: Callable[[Connection], int] = steady_ms
     token: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(24))
     url: str = ""

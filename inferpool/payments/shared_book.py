@@ -20,7 +20,7 @@ from sqlalchemy import select
 from sqlalchemy.engine import Connection
 
 from inferpool.payments.budget import Account, Purse, Spent, Team, day_of, month_of
-from inferpool.payments.database import away, begin_writing, insert, insert_or_update
+from inferpool.payments.database import away, begin_writing, insert, insert_or_update, now_ms
 from inferpool.payments.key_book import KeyBook, together
 from inferpool.payments.lanes import Lane, living
 from inferpool.payments.rates import Bucket, Rate, concurrent_reached, late
@@ -303,8 +303,9 @@ class SharedBook:
         with self.lane.engine.connect() as connection:
             begin_writing(connection)
             rows = _lock(connection, owners)
-            now = self.lane.now(connection)
-            _add_up(connection, rows, self.lane.name, living(connection, now))
+            now = now_ms(connection)
+            alive = living(connection, self.lane.now(connection))
+            _add_up(connection, rows, self.lane.name, alive)
             for owner, amounts in backs.items():
                 held[owner] = max(0, held.get(owner, 0) - amounts["held"])
                 running[owner] = max(0, running.get(owner, 0) - amounts["running"])

@@ -89,6 +89,7 @@ CLAIM_BATCH_MAX: Final = 100  # rows in one claim transaction
 CHAIN_RECEIPTS_MAX: Final = 64  # a payer holds so many receipts that nobody signed yet
 CHAIN_MS: Final = 100  # age at which a chain of receipts is signed with the next answer
 CHAINED_UNITS_MAX: Final = 1_000  # a tenth of a cent at most: dearer answers have their own
+UNRESOLVED_HOLD_S: Final = 900  # then a hold waits no more for a node that is gone
 CHAIN_PROOF_MS: Final = 2_000  # then a payer asks for the signature that no answer brought
 RELEASE_EVERY_S: Final = 600.0  # a channel's way back takes 900 s at least
 WALK_INS_MAX: Final = 4096  # requests at once of callers who pay a gateway by x402

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 
 from inferpool.clock import SystemClock
 from inferpool.daemon.shared import adopt
@@ -20,10 +21,10 @@ from inferpool.gateway.admission import Caller
 from inferpool.home import Home
 from inferpool.payments.access import Access
 from inferpool.payments.budget import Account
-from inferpool.payments.database import Location
+from inferpool.payments.database import Location, steady_ms
 from inferpool.payments.journal import SqlJournal
 from inferpool.payments.key_book import KeyBook
-from inferpool.payments.lanes import Lane
+from inferpool.payments.lanes import Lane, living
 from inferpool.payments.payer_ledger import PayerLedger
 from inferpool.payments.schema import LANES, RESERVED
 from inferpool.payments.shared_book import SharedBook
@@ -145,6 +146,53 @@ async def test_every_process_ends_a_key_at_its_time_and_takes_the_next(location:
             assert [one.keys.account(key, at_ms) is not None for key in (old, new)] == expected
         again = KeyBook(one.journal)
         assert again.keys == one.keys.keys, "as on disk"
+
+
+@pytest.mark.parametrize("step_s", [3600, -3600])
+async def test_a_clock_that_is_set_frees_nothing_that_others_hold(
+    location: Location, step_s: int
+) -> None:
+    """SQLite has this machine's clock alone: a step of it ends no lane, and keeps no dead one."""
+    set_by_ns = 0
+
+    def now(connection: Connection) -> int:
+        return steady_ms(connection, lambda: time.time_ns() + set_by_ns)
+
+    async with sides(location, 2) as made:
+        for side in made:
+            side.book.lane.now = now
+        await made[0].access.create({"name": "web", "budget_usd": "0.000001"})
+        one, two = await made[0].account("web"), await made[1].account("web")
+        assert await made[0].book.reserve(one, "req_1", ONE)
+        set_by_ns = step_s * 10**9
+        assert not await made[1].book.reserve(two, "req_2", 1), "the other still holds all of it"
+        with made[1].journal.engine.connect() as connection:
+            assert living(connection, now(connection)) == {"lane-0", "lane-1"}
+            assert living(connection, now(connection) + 16_000) == set(), "and lanes do end"
+
+
+async def test_an_overloaded_journal_keeps_no_reservation(
+    location: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sides(location, 2) as made:
+        await made[0].access.create({"name": "web", "budget_usd": "0.000002"})
+        one, two = await made[0].account("web"), await made[1].account("web")
+        assert await made[0].book.reserve(one, "req_1", 2 * ONE)
+        one.at(SystemClock().now_ms())
+        one.hold(b"req_1", 2 * ONE)
+        one.spend(b"req_1", ONE)
+        saved = made[0].journal.write(made[0].keys.spending(one.owner))
+        made[0].keys.spent(one.owner, saved)
+        monkeypatch.setattr("inferpool.payments.journal.QUEUE_MAX", -1)
+        with pytest.raises(Unavailable):
+            made[0].journal.write([])
+        one.release(b"req_1")
+        made[0].book.release(one, "req_1")
+        monkeypatch.undo()
+        await saved
+        await made[0].book.read(one)
+        assert await made[1].book.reserve(two, "req_2", ONE), "what was not spent is free again"
+        assert not await made[1].book.reserve(two, "req_3", 1)
 
 
 async def test_requests_tokens_and_those_at_once_are_counted_together(location: Location) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from inferpool.protocol.limits import UNRESOLVED_HOLD_S
 from inferpool.transport.base import ConnectFailed, ConnectionCut
 from tests.gateway.parts import Fake, Liar, Pool, expected_text, pool, url_of
 
@@ -195,6 +196,27 @@ async def test_a_receipt_that_is_found_after_a_restart_bills_no_answer_twice() -
         await late_receipts(made)
         assert made.booked() == made.earned() > price
         assert made.account.spent_pico_usd == price, "the other node's answer was paid for"
+
+
+async def test_a_hold_waits_for_a_node_that_is_gone_no_longer_than_its_bound() -> None:
+    async with pool() as made:
+        made.liar.lose_answer = True
+
+        def gone(method: str, path: str) -> Fake | None:
+            if path.startswith("/inferpool/receipts"):
+                raise ConnectFailed("nobody listens")
+            return None
+
+        made.liar.instead = gone
+        assert (await made.chat()).status == 502
+        await asyncio.sleep(300)
+        assert made.account.held_pico_usd > 0, "it may come back"
+        await asyncio.sleep(UNRESOLVED_HOLD_S)
+        assert made.account.held_pico_usd == 0
+        made.liar.instead = lambda method, path: None
+        await late_receipts(made)
+        assert made.booked() == made.earned() > 0, "what it did is still its own"
+        assert made.account.spent_pico_usd == 0
 
 
 async def test_of_two_late_receipts_the_last_nodes_is_the_clients() -> None:

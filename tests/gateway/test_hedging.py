@@ -100,7 +100,11 @@ async def test_a_late_receipt_is_not_the_clients_while_another_node_serves_it() 
         slow_first(made, 0.001)
         made.liar.lose_answer = True
         made.nodes[1].node.services.hosted[1].engine.delay_s = 30.0
-        answer = await infer(made, [KEY_HEADER])
+        asking = asyncio.create_task(infer(made, [KEY_HEADER]))
+        await asyncio.sleep(20)
+        assert made.booked() == ROW, "the lost one's receipt is here"
+        assert made.account.held_pico_usd == ROW, "and the other's answer is held for"
+        answer = await asking
         assert answer.status == 200
         await asyncio.sleep(300)
         assert made.booked() == made.earned() == 2 * ROW

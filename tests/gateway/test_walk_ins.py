@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
 from inferpool.protocol import headers
+from inferpool.protocol.limits import UNRESOLVED_HOLD_S
 from inferpool.protocol.receipt import SignedReceipt
+from inferpool.transport.base import ConnectFailed
 from inferpool.transport.memory import MemoryTransport
-from tests.gateway.parts import CHAT, INFER, KEY_HEADER, Pool, expected_text, pool
+from tests.gateway.parts import CHAT, INFER, KEY_HEADER, Fake, Pool, expected_text, pool
 from tests.gateway.walkers import Walker, accepts, charged, chat_body, tensor_body, walker
 
 
@@ -158,8 +161,6 @@ async def test_who_leaves_in_mid_stream_pays_for_what_came() -> None:
         body = chat_body(stream=True, max_tokens=30)
         price = await payer.price(CHAT, body)
         pipe = MemoryTransport(made.gateway.app)
-        import json
-
         response = await pipe.request(
             "POST", CHAT, payer.paid(payer.next_id(), price), json.dumps(body).encode(),
             timeout_s=60,
@@ -176,6 +177,35 @@ async def test_who_leaves_in_mid_stream_pays_for_what_came() -> None:
         (signed,) = [SignedReceipt.from_wire(item) for item in page.json["receipts"]]
         assert signed.receipt.charge_pico_usd == channel.total_pico_usd
         assert (await payer.receipts(payer.pool.gateway.gateway.treasury.payer)).status == 422
+
+
+async def test_who_hangs_up_is_free_again_though_the_node_never_comes_back() -> None:
+    async with pool(sells=True) as made:
+        payer = await walker(made)
+        body = chat_body(stream=True, max_tokens=30)
+        price = await payer.price(CHAT, body)
+
+        def gone(method: str, path: str) -> Fake | None:
+            if path.startswith("/inferpool/receipts"):
+                raise ConnectFailed("nobody listens")
+            return None
+
+        made.liar.instead = gone
+        pipe = MemoryTransport(made.gateway.app)
+        paid = payer.paid(payer.next_id(), price)
+        response = await pipe.request("POST", CHAT, paid, json.dumps(body).encode(), timeout_s=60)
+        async for _ in response.chunks():
+            break
+        await response.close()
+        await pipe.close()
+        await asyncio.sleep(300)
+        (channel,) = payee(made).ledger.channels.values()
+        assert channel.held, "the node may come back"
+        await asyncio.sleep(UNRESOLVED_HOLD_S)
+        assert not channel.held
+        assert channel.total_pico_usd == 0, "nothing was billed"
+        assert not payee(made).waiting
+        assert not payee(made).running
 
 
 async def test_a_request_that_no_node_answers_costs_nothing() -> None:
