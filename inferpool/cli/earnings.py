@@ -40,13 +40,13 @@ def earnings(as_json: AsJson = False) -> None:
     rows.append(("all", "", *_line(found.total)))
     print_table(("by", "", "receipts", "units in", "out", "earned"), rows)
     OUT.print()
-    gas = f"{found.gas_wei} wei" if found.gas is None else format_usd(found.gas)
+    gas = f"{found.gas_wei / 10**18:.9f}" if found.gas is None else format_usd(found.gas)
     print_table(
         ("", "amount"),
         [
             ("claimed", format_usd(found.claimed)),
             ("unclaimed", format_usd(found.unclaimed)),
-            ("gas" + (" (not deducted)" if found.gas is None else ""), gas),
+            ("gas" + (", in its own token, not deducted" if found.gas is None else ""), gas),
             (
                 f"energy, {found.energy_source}, {found.busy_ms / 1000:.1f} s of work",
                 format_usd(found.energy),
@@ -54,6 +54,8 @@ def earnings(as_json: AsJson = False) -> None:
             ("net", format_usd(found.net)),
         ],
     )
+    if found.gas is None and found.gas_wei:
+        OUT.print("Gas is deducted where cost.gas_token_usd gives its token's price.", style="dim")
 
 
 def _line(line: Line) -> tuple[object, ...]:

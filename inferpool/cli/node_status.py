@@ -113,7 +113,8 @@ def view(state: dict[str, Any]) -> RenderableType:
         f"node {state['node']}\n{state['state']}{reason}, {state['running']} running,"
         f" {state['memory_bytes'] / 1e6:.0f} MB of memory\n"
         f"earned {format_usd(state['earned_pico_usd'])} with {state['receipts']} receipts from"
-        f" {state['payers']} payers, {state['unclaimed_base_units']} base units unclaimed"
+        f" {state['payers']} payer{'s' * (state['payers'] != 1)},"
+        f" {state['unclaimed_base_units']} base units unclaimed"
     )
     lease = state["lease"]
     lines = [
@@ -123,6 +124,11 @@ def view(state: dict[str, Any]) -> RenderableType:
     ]
     lines += [_model(item) for item in state["models"]]
     lines += ["", *(_gateway(url, told) for url, told in state["gateways"].items())]
+    if not state["gateways"]:
+        lines.append("no gateway is named, so that none tells why it chose others: node.gateways")
+    if state["refused"]:
+        counts = sorted(state["refused"].items(), key=lambda item: -item[1])
+        lines.append("refused here: " + ", ".join(f"{count} {code}" for code, count in counts))
     for item in state["latest"][:_SHOWN]:
         lines.append(
             f"{item['payer']}  {item['model']}: {item['prompt_units']} in,"

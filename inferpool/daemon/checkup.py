@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import importlib.util
+import shutil
 import socket
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
 
 from inferpool.config import Config
 from inferpool.daemon.chains import chain_url, open_chain
+from inferpool.daemon.engines import load_manifest
 from inferpool.daemon.joining import MODULES, memory_needed
+from inferpool.daemon.payee import payers_of, window_of
+from inferpool.daemon.provider import policy_of, prices_of
 from inferpool.engines.sandbox import landlock_abi, seccomp_offered
 from inferpool.home import Home
 from inferpool.identity import keystore
 from inferpool.identity.keys import Role
-from inferpool.models import catalogue
 from inferpool.models.manifest import Manifest
 from inferpool.models.store import Store
 from inferpool.node.doctor import Facts
 from inferpool.node.hardware import detect
 from inferpool.node.measure import EnergyCounters
 from inferpool.protocol.encoding import to_checksum
-from inferpool.protocol.errors import BadRequest, InferpoolError
+from inferpool.protocol.errors import InferpoolError
 from inferpool.transport.relayed import RelayAddress
 
 _TIMEOUT_S: Final = 5.0
@@ -36,15 +41,20 @@ async def examine(config: Config, home: Home, status: dict[str, Any] | None) -> 
     store = Store()
     manifests, unknown = _manifests(config)
     modules = {item.name: MODULES[item.engine] for item in manifests if _lacks_module(item)}
-    chain_error, gas, registered, owner = await _chain(config, home)
+    chain_error, gas, claim_gas, registered, owner = await _chain(config, home)
     return Facts(
         hardware=detect(store.root),
         models=config.node.models,
-        missing_weights=[*unknown, *(item.name for item in manifests if store.missing(item))],
+        config_problem=_config_problem(config),
+        unknown_models=unknown,
+        missing_weights=[item.name for item in manifests if store.missing(item)],
+        spoiled_weights=await asyncio.to_thread(_spoiled, manifests, store),
         missing_modules=modules,
         memory_needed=sum(map(memory_needed, manifests)),
         chain_error=chain_error,
         gas_wei=gas,
+        claim_gas_wei=claim_gas,
+        home_free=shutil.disk_usage(home.root).free if home.root.is_dir() else None,
         registered=registered,
         gateways=config.node.gateways,
         clock_ahead_ms=None if chain_error else _clock_ahead_ms(chain_url(config.chain, home)),
@@ -64,10 +74,35 @@ def _manifests(config: Config) -> tuple[list[Manifest], list[str]]:
     found, unknown = [], []
     for name in config.node.models:
         try:
-            found.append(catalogue.load(name))
-        except BadRequest:
+            found.append(load_manifest(name, config.node))
+        except InferpoolError:
             unknown.append(name)
     return found, unknown
+
+
+def _config_problem(config: Config) -> str:
+    """What the node would refuse to start with."""
+    try:
+        policy_of(config.node)
+        payers_of(config.node)
+        window_of(config.node.window)
+        prices_of(config.node)
+    except InferpoolError as error:
+        return error.message
+    return ""
+
+
+def _spoiled(manifests: Iterable[Manifest], store: Store) -> dict[str, str]:
+    """Models with a file that is here and is not what its manifest says; every byte is read."""
+    found = {}
+    for manifest in manifests:
+        for file in manifest.files:
+            if store.has(file):
+                try:
+                    store.verify(file)
+                except (InferpoolError, OSError) as error:
+                    found[manifest.name] = str(error)
+    return found
 
 
 def _lacks_module(manifest: Manifest) -> bool:
@@ -75,21 +110,25 @@ def _lacks_module(manifest: Manifest) -> bool:
     return module is not None and importlib.util.find_spec(module) is None
 
 
-async def _chain(config: Config, home: Home) -> tuple[str, int | None, bool | None, str]:
-    """Error, the owner's gas in wei, whether it is registered, its address."""
-    address = None
+async def _chain(
+    config: Config, home: Home
+) -> tuple[str, int | None, int | None, bool | None, str]:
+    """Error, the owner's gas and the gas key's in wei, whether it is registered, its address."""
+    address = gas_key = None
     with suppress(InferpoolError):
         address = home.keys("node").addresses().get(Role.OWNER)
+        gas_key = home.keys("node").addresses().get(Role.GAS)
     owner = to_checksum(address) if address else ""
     try:
         chain = await open_chain(config.chain, home)
         if address is None:
-            return "", None, None, ""
+            return "", None, None, None, ""
+        claim_gas = await chain.gas_balance(gas_key) if gas_key else None
         gas = await chain.gas_balance(address)
         known = any(item.owner == address for item in await chain.registrations())
     except InferpoolError as error:
-        return error.message, None, None, owner
-    return "", gas, known, owner
+        return error.message, None, None, None, owner
+    return "", gas, claim_gas, known, owner
 
 
 def _clock_ahead_ms(url: str) -> int | None:

@@ -151,6 +151,7 @@ class Controls:
             "earned_pico_usd": sum(channel.total_pico_usd for channel in channels),
             "unclaimed_base_units": sum(channel.unclaimed for channel in channels),
             "payers": len({channel.config.payer for channel in channels if channel.seq}),
+            "refused": dict(node.metrics.refusals),
             "latest": self._latest(),
             "gateways": {url: told.to_wire() for url, told in self._pusher.told.items()},
         }

@@ -14,6 +14,7 @@ from inferpool.node.hardware import Hardware
 from inferpool.protocol.limits import CLOCK_SKEW_MS
 
 DISK_LOW: Final = 1 << 30
+HOME_FULL: Final = 64 << 20
 MEMORY_LOW: Final = 512 << 20
 CRASHES: Final = 3
 LANDLOCK_FULL: Final = 4  # the ABI since which a child opens no connections
@@ -52,11 +53,16 @@ class Facts:
 
     hardware: Hardware
     models: Sequence[str]
+    config_problem: str = ""
+    unknown_models: Sequence[str] = ()
     missing_weights: Sequence[str] = ()
+    spoiled_weights: Mapping[str, str] = field(default_factory=dict)  # model -> what is wrong
     missing_modules: Mapping[str, str] = field(default_factory=dict)  # model -> what is missing
     memory_needed: int = 0
     chain_error: str = ""
-    gas_wei: int | None = None
+    gas_wei: int | None = None  # of the owner key, which registers
+    claim_gas_wei: int | None = None  # of the gas key, which claims
+    home_free: int | None = None  # bytes, where ledger and keys lie
     registered: bool | None = None
     gateways: Sequence[str] = ()
     clock_ahead_ms: int | None = None
@@ -82,6 +88,12 @@ def _models(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             Severity.STOPS, "no_models", "no model is configured", "run `inferpool node join`"
         )
+    if facts.config_problem:
+        mend = "correct it in config.toml, or with `inferpool node set`"
+        yield Finding(Severity.STOPS, "config", facts.config_problem, mend)
+    for model in facts.unknown_models:
+        mend = "`inferpool models list` shows those that there are; own ones lie in node.manifests"
+        yield Finding(Severity.STOPS, "unknown_model", f"there is no model {model}", mend)
     for model, module in sorted(facts.missing_modules.items()):
         what = f"the engine of {model} is not installed ({module})"
         yield Finding(Severity.STOPS, "no_engine", what, 'pip install "inferpool[node]"')
@@ -92,6 +104,9 @@ def _models(facts: Facts) -> Iterator[Finding]:
             f"the weights of {model} are not here",
             f"inferpool models pull {model}",
         )
+    for model, why in sorted(facts.spoiled_weights.items()):
+        mend = f"remove that file, then inferpool models pull {model}"
+        yield Finding(Severity.STOPS, "bad_weights", f"the weights of {model}: {why}", mend)
     usable = facts.hardware.memory_usable
     running = facts.status is not None and facts.status["state"] == "offering"
     if facts.memory_needed > usable and not running:
@@ -124,6 +139,10 @@ def _chain(facts: Facts) -> Iterator[Finding]:
         how = "only the named gateways know it" if facts.gateways else "no gateway can find it"
         mend = "the node registers at its next start where the owner key holds gas"
         yield Finding(severity, "not_registered", f"the node is not registered: {how}", mend)
+    if facts.claim_gas_wei == 0:
+        what = "the gas key of this node holds no gas: what is earned cannot be claimed by it"
+        mend = "send it some (`inferpool wallet`, row node/gas); payers' channels keep what is owed"
+        yield Finding(Severity.COSTS, "no_claim_gas", what, mend)
     ahead = facts.clock_ahead_ms
     if ahead is not None and abs(ahead) > CLOCK_SKEW_MS:
         what = f"this clock is {abs(ahead) // 1000} s {'ahead' if ahead > 0 else 'behind'}"
@@ -154,6 +173,10 @@ def _place(facts: Facts) -> Iterator[Finding]:
 
 def _machine(facts: Facts) -> Iterator[Finding]:
     hardware = facts.hardware
+    if facts.home_free is not None and facts.home_free < HOME_FULL:
+        what = f"{facts.home_free >> 20} MB are free where the ledger lies"
+        mend = "make room at once: a node that cannot write its ledger takes no paid work"
+        yield Finding(Severity.STOPS, "disk_full", what, mend)
     if hardware.disk_free < DISK_LOW:
         yield Finding(
             Severity.COSTS,
@@ -220,6 +243,8 @@ def _running(facts: Facts) -> Iterator[Finding]:
         return
     if status["state"] != "offering":
         mend = "inferpool node resume" if status["state"] == "draining" else "it resumes by itself"
+        if any(model["cold"] for model in status["models"]):
+            mend = "raise node.memory_max_mb, or serve a smaller model"
         what = f"the node is {status['state']}: {status['reason']}"
         yield Finding(Severity.COSTS, status["state"], what, mend)
     for model in status["models"]:
@@ -231,6 +256,10 @@ def _running(facts: Facts) -> Iterator[Finding]:
                 f" {model['last_failure']}",
                 "read logs/node.log; less node.slots, or `inferpool models verify`",
             )
+        elif model["cold"]:
+            what = f"{model['model']} left memory to others, and is not offered now"
+            mend = "it comes back by itself; a higher node.memory_max_mb keeps both"
+            yield Finding(Severity.NOTE, "cold", what, mend)
         elif not model["ready"] and status["state"] == "offering" and not model["withheld"]:
             what = f"the engine of {model['model']} is not ready: {model['last_failure'] or '?'}"
             yield Finding(Severity.COSTS, "engine", what, "wait; if it stays, read logs/node.log")

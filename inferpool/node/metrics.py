@@ -31,6 +31,7 @@ class NodeMetrics:
 
     def __init__(self, services: Services, ledger: PayeeLedger) -> None:
         made = self._registry = Registry()
+        self.refusals: Counter[str] = Counter()  # since the start, by error code
         self._services, self._ledger = services, ledger
         self._tallies: dict[tuple[str, Outcome], Tally] = {}  # by model: as many as are hosted
         made.gauge(
@@ -127,6 +128,7 @@ class NodeMetrics:
     def refused(self, code: str) -> None:
         """A request was answered with an error of this code."""
         self._refused.add(1, code)
+        self.refusals[code] += 1
 
     def text(self) -> bytes:
         """A scrape's answer."""

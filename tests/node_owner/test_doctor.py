@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from dataclasses import replace
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from inferpool.config import load
+from inferpool.daemon.checkup import examine
+from inferpool.home import Home
+from inferpool.models import catalogue
+from inferpool.models.store import Store
 from inferpool.node.doctor import Facts, Severity, diagnose
 from inferpool.node.gpus import Gpu
 from inferpool.node.hardware import Hardware
@@ -17,6 +26,7 @@ MODEL = {
     "model": "spam",
     "ready": True,
     "withheld": False,
+    "cold": False,
     "restarts": 0,
     "last_failure": "",
 }
@@ -50,6 +60,16 @@ def test_what_a_sandbox_does_not_protect_is_said(abi: int, seccomp: bool, open_:
     [
         ("no_models", Severity.STOPS, {"models": []}),
         ("no_engine", Severity.STOPS, {"missing_modules": {"spam": "onnxruntime"}}),
+        ("config", Severity.STOPS, {"config_problem": "node.hours"}),
+        ("unknown_model", Severity.STOPS, {"unknown_models": ["mine"]}),
+        ("bad_weights", Severity.STOPS, {"spoiled_weights": {"spam": "bytes"}}),
+        ("disk_full", Severity.STOPS, {"home_free": 1 << 20}),
+        ("no_claim_gas", Severity.COSTS, {"claim_gas_wei": 0}),
+        (
+            "cold",
+            Severity.NOTE,
+            {"status": {**STATUS, "models": [{**MODEL, "ready": False, "cold": True}]}},
+        ),
         ("no_weights", Severity.STOPS, {"missing_weights": ["spam"]}),
         ("memory", Severity.STOPS, {"memory_needed": 9 * GB, "status": None}),
         ("chain", Severity.STOPS, {"chain_error": "refused"}),
@@ -123,3 +143,38 @@ def test_the_worst_is_first() -> None:
 def test_an_arm_machine_is_not_blamed_for_having_no_avx2() -> None:
     arm = replace(GOOD, system="Linux aarch64", features=("asimd",))
     assert diagnose(replace(WELL, hardware=arm)) == []
+
+
+def test_a_machine_on_which_all_goes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real files, sockets and settings, each broken; the worst stands first, each with its mend."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "mine").mkdir()
+    own = resources.files("inferpool.models").joinpath("catalogue", "fake-chat.toml").read_text()
+    (tmp_path / "mine" / "own.toml").write_text(own.replace("fake-chat", "own"))
+    spoiled = catalogue.load("smollm2-135m-instruct").files[0]
+    blob = Store().blob(spoiled.sha256)
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(bytes(100))
+    with socket.socket() as taken, socket.socket() as silent:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        silent.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        nobody = f"127.0.0.1:{silent.getsockname()[1]}"
+        flags: dict[str, object] = {
+            "chain.url": f"http://{nobody}",
+            "node.models": ["smollm2-135m-instruct", "spam", "nothing", "own"],
+            "node.manifests": str(tmp_path / "mine"),
+            "node.relays": [nobody],
+            "node.port": taken.getsockname()[1],
+            "node.hours": "tomorrow",
+        }
+        facts = asyncio.run(examine(load(None, {}, flags), Home(tmp_path / "home"), None))
+    found = {item.code: item for item in diagnose(facts)}
+    wanted = {"config", "unknown_model", "bad_weights", "no_weights", "chain", "port", "relay"}
+    stops = [code for code, item in found.items() if item.severity is Severity.STOPS]
+    assert set(stops) == wanted
+    assert list(found)[: len(stops)] == stops, "the worst first"
+    assert "nothing" in found["unknown_model"].what
+    assert str(blob) in found["bad_weights"].what
+    assert facts.missing_weights == ["spam"]
+    assert facts.unknown_models == ["nothing"], "the owner's own manifest is known"
