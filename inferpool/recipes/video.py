@@ -18,13 +18,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from inferpool.protocol.units import format_usd
 from inferpool.recipes import sight, street
 from inferpool.recipes.kit.data import Array, Sample
 from inferpool.recipes.kit.metrics import Figure, figure
 from inferpool.recipes.kit.pool import PoolScorer
 from inferpool.recipes.kit.scorer import EngineScorer, difference
-from inferpool.recipes.kit.use import Meter, Progress, Use, result
+from inferpool.recipes.kit.use import Meter, Progress, Use, about_usd, result
 from inferpool.recipes.street_truth import HIDDEN, PEOPLE
 
 LEAST: Final = 0.2  # a box of less is nobody; a doubtful one is hidden too
@@ -62,8 +61,8 @@ def play(pool: PoolScorer, small: bool, progress: Progress, out: Path) -> list[d
             ["boxes hidden", str(sum(map(len, work.places)))],
             ["of them where nobody was found in that frame", str(work.coasted)],
             ["size", f"{target.stat().st_size / 1e6:.2f} MB"],
-            ["1,000 frames cost", format_usd(thousand)],
-            ["an hour of 25 frames a second costs", format_usd(thousand * 90)],
+            ["1,000 frames cost", about_usd(thousand)],
+            ["an hour of 25 frames a second costs", about_usd(thousand * 90)],
         ],
     }
     question = "Who is in this video, and is it left without them?"

@@ -17,6 +17,7 @@ from inferpool.recipes.kit import audit, data, drift, gate, report, split, svg
 from inferpool.recipes.kit.case import Trained, X, scores_of
 from inferpool.recipes.kit.reasons import reasons
 from inferpool.recipes.kit.scorer import EngineScorer, difference, infer_all
+from inferpool.recipes.kit.use import about_usd
 
 CHURN = crm.RECIPE.cases[0]
 
@@ -175,3 +176,8 @@ def test_report_escapes_what_it_shows(tmp_path: Path) -> None:
     page, found = report.write(facts, tmp_path)
     assert "<b>" not in page.read_text("utf-8")
     assert json.loads(found.read_text("utf-8")) == facts
+
+
+def test_amounts_for_people_have_three_digits_and_are_never_rounded_up() -> None:
+    amounts = {31_766_129_032: "$0.0317", 399_999_999: "$0.000399", 0: "$0", 12: "$0.000000000012"}
+    assert {pico: about_usd(pico) for pico in amounts} == amounts

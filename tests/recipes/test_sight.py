@@ -140,3 +140,16 @@ def test_a_doubtful_box_is_told_apart() -> None:
     sure, doubtful = box(10), box(100, 0.3)
     assert street.verdict(np.array([sure, sure])) == "2 person"
     assert street.verdict(np.array([sure, doubtful])) == "1 person; 1 doubtful"
+
+
+def test_doubtful_boxes_are_asked_about_and_the_others_are_right_more_often() -> None:
+    random = np.random.default_rng(4)
+    frame = np.repeat(np.arange(8), 30)
+    certain = random.uniform(0.05, 0.95, len(frame))
+    right = (certain + random.normal(0, 0.1, len(frame)) > 0.4).astype(float)
+    found = street_truth._decided(right, certain, frame)
+    assert found.value > found.baseline
+    assert found.low <= found.value <= found.high
+    assert found.n == 8
+    assert "left to a person" in found.name
+    assert not found.name.startswith("boxes decided rightly, 0%")

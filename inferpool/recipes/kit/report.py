@@ -105,7 +105,7 @@ def _coded(text: str) -> str:
 
 def _section(item: Mapping[str, Any]) -> str:
     """What only this recipe has: a title, a text, and a table or lines."""
-    parts = [f"<h3>{escape(item['title'])}</h3><p>{escape(item['text'])}</p>"]
+    parts = [f"<h3>{escape(item['title'])}</h3><p>{_coded(item['text'])}</p>"]
     if "rows" in item:
         rows = [[escape(cell) for cell in row] for row in item["rows"]]
         parts.append(_table([escape(cell) for cell in item["head"]], rows))

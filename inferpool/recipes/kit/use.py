@@ -33,7 +33,7 @@ from inferpool.recipes.kit.scorer import BATCH
 
 T = TypeVar("T")
 COST: Final = "inferpool-cost-pico-usd"
-_SHOWN: Final = 10**8  # pico-USD: four decimals
+_DIGITS: Final = 3  # of an amount that people read
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,12 @@ class Use:
         }
 
 
+def about_usd(pico_usd: int) -> str:
+    """An amount for people, with so many digits as they read: 31766129032 -> '$0.0317'."""
+    step = 10 ** max(0, len(str(pico_usd)) - _DIGITS)
+    return format_usd(pico_usd // step * step)
+
+
 @dataclass(slots=True)
 class Meter:
     """What the calls of one run cost, and how long they took."""
@@ -113,12 +119,12 @@ class Meter:
         """For a report's table."""
         times = self.times_ms or [0.0]
         p50, p99 = np.percentile(times, [50, 99])
-        thousand = 1000 * self.charged_pico_usd // max(1, self.calls) // _SHOWN * _SHOWN
+        thousand = 1000 * self.charged_pico_usd // max(1, self.calls)
         return [
             ["calls", str(self.calls)],
             ["p50", f"{p50:.0f} ms"],
             ["p99", f"{p99:.0f} ms"],
-            ["1,000 calls cost", format_usd(thousand)],
+            ["1,000 calls cost", about_usd(thousand)],
         ]
 
 
