@@ -45,8 +45,8 @@ recipes: setup ## run every recipe in its small form through one pool, with repo
 bench: setup-test ## measure: the network tax of chat and tensors, paid
 	@$(RUN) bench.tax
 
-bench-gateway: setup-test ## measure the gateway beside its upstream: bare, with features, paid
-	@$(RUN) bench.gateway
+bench-gateway: setup-test ## measure the gateway beside its upstream and peers: PEERS="--peer vllm-router=PYTHON"
+	@$(RUN) bench.gateway $(PEERS)
 
 .PHONY: bench-serving
 bench-serving: setup-test ## measure the node as a server, beside peers: PEERS="--peer mosec=PYTHON"

@@ -1,15 +1,19 @@
 """What the gateway costs beside its upstream: one run, four rows, ratios that hold on any machine.
 
 usage: python -m bench.gateway [--calls N] [--soak-s N] [--soak-streams N] [--full] [--json FILE]
+                               [--peer vllm-router=PYTHON]
 
 One mock node (`bench.mock_node`) answers at once. In front of it stand, one after another, a door
 that passes bytes on (bare), the gateway without the money of its channels (features), and the
 gateway as it is at a window of 1 (a voucher and a signed receipt for each call) and of 32 (vouchers
 sent again, receipts of small calls chained): see `bench.doors`. CPU is of every thread of the
-process that is measured, kernel time included; it and the differences from the upstream asked
+processes that are measured, kernel time included; it and the differences from the upstream asked
 directly, in the same run, count. Requests per second is what one core makes of that CPU; what the
 run itself reached is printed beside it, with client and mock node on the same machine. The process
 measured is pinned to one core where there are several, client and node to the others.
+
+A peer (`bench.gateway_peers`) stands in front of the same node in the same run. It knows nothing of
+tensors and of money: beside `bare` and `features`, and by whole chats and streams, it is compared.
 
 `--full` is the soak: 1,000 streams for ten minutes.
 """
@@ -19,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -34,8 +39,10 @@ from typing import Any
 import orjson
 
 from bench import load
+from bench.gateway_peers import KEY as PEER_KEY
+from bench.gateway_peers import peer
 from bench.mock_node import BULK, ROWS, paced
-from bench.tax import cpu_ns
+from bench.tax import cpu_ns, family
 from inferpool.daemon.pool import Pool
 from inferpool.home import Home
 from inferpool.transport.http import open_transport
@@ -70,10 +77,11 @@ class Row:
 
 
 def pin(pid: int, here: bool) -> None:
-    """The measured process gets the first core, everything else the others."""
-    cores = sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ())
-    if pid and len(ALL_CORES) > 1 and cores:
-        for task in Path(f"/proc/{pid}/task").iterdir():
+    """The measured processes get the first core, everything else the others."""
+    if not ALL_CORES[1:]:
+        return
+    for one in family(pid):
+        for task in Path(f"/proc/{one}/task").iterdir():
             os.sched_setaffinity(int(task.name), ALL_CORES[:1] if here else ALL_CORES[1:])
 
 
@@ -81,11 +89,19 @@ ALL_CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") 
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process that is in RAM now."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("no VmRSS")
+    """Memory of a process and its children that is in RAM now."""
+    lines = [
+        line
+        for one in family(pid)
+        for line in Path(f"/proc/{one}/status").read_text().splitlines()
+        if line.startswith("VmRSS:")
+    ]
+    return sum(int(line.split()[1]) * 1024 for line in lines)
+
+
+def spent_ns(pid: int) -> int:
+    """CPU of a process and its children."""
+    return sum(map(cpu_ns, family(pid)))
 
 
 def _started(command: list[str], home: Path | None = None) -> tuple[subprocess.Popen[bytes], bytes]:
@@ -122,8 +138,12 @@ def process_of(command: list[str], home: Path | None = None) -> Iterator[tuple[i
 
 
 @contextmanager
-def door(name: str, upstream: str, pool: Pool) -> Iterator[Row]:
+def door(name: str, upstream: str, pool: Pool, peers: dict[str, str]) -> Iterator[Row]:
     """One of the rows, started."""
+    if name in peers:
+        with peer(name, peers[name], upstream) as (url, pid):
+            yield Row(name, url, pid, PEER_KEY)
+        return
     key = pool.home.secret("api-key")
     flags: dict[str, object] = {**pool.flags, "gateway.nodes": (upstream,)}
     if name in WINDOWS:
@@ -144,35 +164,41 @@ def door(name: str, upstream: str, pool: Pool) -> Iterator[Row]:
 async def cpu(row: Row, found: dict[str, float], name: str, units: int) -> AsyncIterator[None]:
     """CPU of the row's process while the block runs, in us a unit; the least of several blocks,
     since other work on the machine only ever adds."""
-    before = cpu_ns(row.pid)
+    before = spent_ns(row.pid)
     yield
-    spent = (cpu_ns(row.pid) - before) / units / 1000
+    spent = (spent_ns(row.pid) - before) / units / 1000
     found[name] = min(found.get(name, spent), spent)
 
 
-async def small_calls(row: Row, direct: str, count: int, found: dict[str, float]) -> None:
-    """Requests at 16 connections, then at one, beside the same asked of the upstream."""
+async def small_calls(
+    row: Row, direct: str, count: int, found: dict[str, float], kind: str = "call"
+) -> None:
+    """Requests at 16 connections, then at one, beside the same asked of the upstream: `call` is a
+    row of tensors, `chat` a whole answer of one token."""
     request, bare = load.rows_request(ROWS, row.key), load.rows_request(ROWS, "")
+    if kind == "chat":
+        request, bare = (load.chat_request(paced(0), key, 1, stream=False) for key in (row.key, ""))
     await load.calls(row.url, request, WARM_CALLS, CONNECTIONS)
     each = count // ROUNDS
-    found["reached_per_s"] = 0.0
+    found[f"{kind}_reached_per_s"] = 0.0
     for _ in range(ROUNDS):
         begun = time.perf_counter()
-        async with cpu(row, found, "call_us", each):
+        async with cpu(row, found, f"{kind}_us", each):
             await load.calls(row.url, request, each, CONNECTIONS)
         reached = each / (time.perf_counter() - begun)
-        found["reached_per_s"] = max(found["reached_per_s"], reached)
-    found["core_per_s"] = 1e6 / found["call_us"]
+        best = max(found[f"{kind}_reached_per_s"], reached)
+        found[f"{kind}_reached_per_s"] = best
+    found[f"{kind}_core_per_s"] = 1e6 / found[f"{kind}_us"]
     one = max(50, count // 8 // ROUNDS)
     through: list[int] = []
     for _ in range(ROUNDS):
-        async with cpu(row, found, "alone_us", one):
+        async with cpu(row, found, f"{kind}_alone_us", one):
             through += await load.calls(row.url, request, one, 1)
     one *= ROUNDS
     plain = await load.calls(direct, bare, one, 1)
     for name, share in (("p50", 0.5), ("p99", 0.99)):
         more = load.quantile(through, share) - load.quantile(plain, share)
-        found[f"added_{name}_ms"] = more / 1e6
+        found[f"{kind}_added_{name}_ms"] = more / 1e6
 
 
 async def chats(row: Row, direct: str, found: dict[str, float]) -> None:
@@ -220,7 +246,9 @@ async def client_leaves(row: Row, direct: str, found: dict[str, float]) -> None:
             gone_ns = await load.stream(row.url, request, seen, LEFT_AFTER)
             await asyncio.sleep(0.3)
             heard = await _left(pipe)
-            assert len(heard) > known, "the node was never told"
+            if len(heard) <= known:
+                found["told_ms"] = found["tokens_more"] = math.inf
+                return
             waits_ms.append((heard[known]["at_ns"] - gone_ns) / 1e6)
             more.append(heard[known]["tokens"] - LEFT_AFTER)
     finally:
@@ -249,19 +277,22 @@ async def soak(row: Row, at_once: int, seconds: float, found: dict[str, float]) 
     found["soak_resident_mb"] = resident_bytes(row.pid) / 2**20
 
 
-async def start(name: str, upstream: str, pool: Pool, found: dict[str, float]) -> None:
+async def start(
+    name: str, upstream: str, pool: Pool, peers: dict[str, str], found: dict[str, float]
+) -> None:
     """From the command to its first answer, with a wallet and a channel that are there already."""
     begun = time.perf_counter()
-    with door(name, upstream, pool) as row:
-        await load.calls(row.url, load.rows_request(ROWS, row.key), 1, 1)
+    with door(name, upstream, pool, peers) as row:
+        await load.calls(row.url, load.chat_request(paced(0), row.key, 1, stream=False), 1, 1)
         found["start_s"] = time.perf_counter() - begun
-        found["start_cpu_s"] = cpu_ns(row.pid) / 1e9
+        found["start_cpu_s"] = spent_ns(row.pid) / 1e9
         found["resident_mb"] = resident_bytes(row.pid) / 2**20
 
 
 async def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Every row."""
     home = Home(Path(tempfile.mkdtemp(prefix="inferpool-bench-")))
+    peers = dict(item.split("=", 1) for item in options.peer)
     pool = Pool(home, {"chain.port": 0, "gateway.port": 0})
     rows: dict[str, dict[str, float]] = {}
     with process_of(["bench.mock_node"]) as (node, line):
@@ -270,28 +301,36 @@ async def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         pin(node, here=False)
         pin(os.getpid(), here=False)
         try:
-            for name in options.rows or ("bare", "features", *WINDOWS):
+            for name in (*(options.rows or ("bare", "features", *WINDOWS)), *peers):
                 found = rows.setdefault(name, {})
-                with door(name, upstream, pool) as row:
+                with door(name, upstream, pool, peers) as row:
                     pin(row.pid, here=True)
-                    await small_calls(row, upstream, options.calls, found)
+                    if name not in peers:
+                        await small_calls(row, upstream, options.calls, found)
+                    await small_calls(row, upstream, options.calls, found, "chat")
                     await chats(row, upstream, found)
                     await client_leaves(row, upstream, found)
                     await soak(row, options.soak_streams, options.soak_s, found)
                     await stopped_reader(row, found)
-                await start(name, upstream, pool, found)
+                await start(name, upstream, pool, peers, found)
         finally:
             pool.close()
     return rows
 
 
 LINES = (
-    ("call_us", "us of CPU a request, 16 connections", "{:.0f}"),
-    ("core_per_s", "requests/s that a core makes of it", "{:.0f}"),
-    ("reached_per_s", "requests/s reached here", "{:.0f}"),
-    ("alone_us", "us of CPU a request, 1 connection", "{:.0f}"),
-    ("added_p50_ms", "added p50, 1 connection, ms", "{:.2f}"),
-    ("added_p99_ms", "added p99, 1 connection, ms", "{:.2f}"),
+    ("call_us", "us of CPU a row, 16 connections", "{:.0f}"),
+    ("call_core_per_s", "rows/s that a core makes of it", "{:.0f}"),
+    ("call_reached_per_s", "rows/s reached here", "{:.0f}"),
+    ("call_alone_us", "us of CPU a row, 1 connection", "{:.0f}"),
+    ("call_added_p50_ms", "added p50, 1 connection, ms", "{:.2f}"),
+    ("call_added_p99_ms", "added p99, 1 connection, ms", "{:.2f}"),
+    ("chat_us", "us of CPU a whole chat, 16 connections", "{:.0f}"),
+    ("chat_core_per_s", "chats/s that a core makes of it", "{:.0f}"),
+    ("chat_reached_per_s", "chats/s reached here", "{:.0f}"),
+    ("chat_alone_us", "us of CPU a whole chat, 1 connection", "{:.0f}"),
+    ("chat_added_p50_ms", "added p50 of a whole chat, ms", "{:.2f}"),
+    ("chat_added_p99_ms", "added p99 of a whole chat, ms", "{:.2f}"),
     ("first_1_ms", "added time to first token, 1 stream, ms", "{:.2f}"),
     (f"first_{STREAMS}_ms", f"added time to first token, {STREAMS} streams, ms", "{:.2f}"),
     (f"transit_{STREAMS}_ms", f"added to each token, {STREAMS} streams, ms", "{:.2f}"),
@@ -315,7 +354,10 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     for key, what, form in LINES:
         cells = []
         for row in rows.values():
-            text = form.format(row[key])
+            if key not in row:
+                cells.append(f"{'-':>{wide}}")
+                continue
+            text = "never" if math.isinf(row[key]) else form.format(row[key])
             if key.endswith("_us") and "bare" in rows and row is not rows["bare"]:
                 text += f" ({row[key] / rows['bare'][key]:.1f}x)"
             cells.append(f"{text:>{wide}}")
@@ -328,6 +370,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=3000)
     parser.add_argument("--rows", nargs="*", help="bare, features, 'paid, window 1' ...")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
     parser.add_argument("--soak-s", type=float, default=5.0)
     parser.add_argument("--soak-streams", type=int, default=100)
     parser.add_argument("--full", action="store_true", help="1,000 streams for ten minutes")

@@ -6,8 +6,9 @@ It serves the same routes twice. A request with `PAYMENT-SIGNATURE` gets what a 
 answer with a receipt, signed or chained, whose totals are right; it checks no voucher and keeps no
 book, so that it costs little. A request without gets the bare answer: the upstream that ratios are
 taken against. Text tokens are `t<CLOCK_MONOTONIC in ns> `, so that a client on this machine knows
-how old each one is. `GET /left` tells when callers left in mid-answer. The models say what they
-do: `rows` answers tensors, `paced-N` gives a token each N ms, `bulk` 1,000 bytes a token.
+how old each one is; an unpaid chat that is no stream gets one token. `GET /left` tells when callers
+left in mid-answer. The models say what they do: `rows` answers tensors, `paced-N` gives a token
+each N ms, `bulk` 1,000 bytes a token.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from inferpool.protocol.usage import Usage
 
 ROWS = "rows"
 BULK = "bulk"
-PACES_MS = (5, 20, 100)
+PACES_MS = (0, 5, 20, 100)
 BULK_TEXT = "x" * 1000
 PROMPT_UNITS = 8
 _LEASE_EVERY_S = 10.0
@@ -48,6 +49,22 @@ _ROWS_ANSWER = orjson.dumps(
         "model_name": ROWS,
         "model_version": "1",
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [0.25, 0.75]}],
+    }
+)
+_CHAT_ANSWER = orjson.dumps(
+    {
+        "id": "chatcmpl-0",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "t0 "},
+                "finish_reason": "length",
+            }
+        ],
+        "usage": {"prompt_tokens": PROMPT_UNITS, "completion_tokens": 1, "total_tokens": 9},
     }
 )
 _CHUNK = (
@@ -59,6 +76,17 @@ _CHUNK = (
 def paced(gap_ms: int) -> str:
     """The model that gives a token each so many ms."""
     return f"paced-{gap_ms}"
+
+
+_MODELS = orjson.dumps(
+    {
+        "object": "list",
+        "data": [
+            {"id": name, "object": "model", "created": 1, "owned_by": "mock"}
+            for name in (*map(paced, PACES_MS), BULK)
+        ],
+    }
+)
 
 
 def _service(number: int, model: str, task: Task, price: int) -> Service:
@@ -212,7 +240,12 @@ class Door(asyncio.Protocol):
             self._rows(call)
         elif call.path == b"/v1/chat/completions":
             call.value = orjson.loads(call.body)
+            if not call.paid and not call.value.get("stream"):
+                self._whole(_CHAT_ANSWER)
+                return
             self._task = asyncio.get_running_loop().create_task(self._stream(call))
+        elif call.path in (b"/health", b"/v1/models"):
+            self._whole(_MODELS)
         else:
             self._whole(b'{"receipts":[],"running":[]}', status=404)
 

@@ -41,7 +41,7 @@ import uvloop
 from bench import onnx_models, serving_chat, serving_start
 from bench.drive import Purse, Seen, drive, for_a_while, http
 from bench.served import CHANNEL, PAYER
-from bench.tax import children, cpu_ns
+from bench.tax import cpu_ns, family
 from inferpool.protocol.offer import SignedOffer
 
 PATH = "/v2/models/m/infer"
@@ -49,17 +49,6 @@ PEER_PATHS = {"mosec": "/inference", "mlserver": PATH}
 PEERS = Path(__file__).parent / "peers"
 READY_S = 60.0
 AT_ONCE = (1, 32)
-
-
-def family(pid: int) -> list[int]:
-    """A process and all that descend from it."""
-    found = [pid]
-    for parent in found:
-        try:
-            found += children(parent)
-        except OSError:  # it ended meanwhile
-            continue
-    return found
 
 
 def name_of(pid: int) -> str:

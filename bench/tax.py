@@ -67,6 +67,17 @@ def children(pid: int) -> list[int]:
     ]
 
 
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    found = [pid]
+    for parent in found:
+        try:
+            found += children(parent)
+        except OSError:  # it ended meanwhile
+            continue
+    return found
+
+
 class Meter:
     """CPU of the pool's processes between two looks."""
 
