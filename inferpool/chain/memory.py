@@ -2,15 +2,16 @@
 `FailingChain`, which wraps any chain and fails where it is told to.
 
 The rules are in `ledger`, `registry_ledger` and `court_ledger`; here are senders, signatures for
-others, and block numbers. Each transaction is a block of its own. There are no reorgs and no fees
-that run out.
+others, and block numbers. Each transaction is a block of its own. There are no fees that run
+out, and no reorgs: those are in `sim.reorgs`.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 from inferpool.chain.addresses import (
     DEV_CHAIN_ID,
@@ -67,6 +68,8 @@ class _World:
     court: CourtLedger
     block: int = 0
     withdrawals: list[tuple[int, bytes, bytes]] = field(default_factory=list)
+    # by sender, and what was moved
+    transfers: dict[tuple[bytes, bytes, Transfer], TransactionReceipt] = field(default_factory=dict)
 
 
 class MemoryChain:
@@ -98,14 +101,11 @@ class MemoryChain:
             CourtLedger(registry, chain_id, DEV_COURT_ADDRESS),
         )
 
-    def with_sender(self, sender: Key | bytes, authorizer: Key | None = None) -> MemoryChain:
+    def with_sender(self, sender: Key | bytes, authorizer: Key | None = None) -> Self:
         """The same chain for another sender."""
-        view = MemoryChain.__new__(MemoryChain)
-        view.chain_id = self.chain_id
-        view._token = self._token
+        view = copy.copy(self)
         view._sender = sender.address if isinstance(sender, Key) else sender
         view._authorizer = authorizer
-        view._world = self._world
         return view
 
     def fund(self, owner: bytes, amount: int) -> None:
@@ -191,7 +191,13 @@ class MemoryChain:
         """Move tokens by their holder's signature."""
         world = self._world
         world.tokens.transfer_authorized(token, transfer, self.chain_id, world.now_s())
-        return self._mined("token")
+        mined = self._mined("token")
+        world.transfers[self._sender, token, transfer] = mined
+        return mined
+
+    async def transferred(self, token: bytes, transfer: Transfer) -> TransactionReceipt | None:
+        """The transaction by which this sender moved tokens so before."""
+        return self._world.transfers.get((self._sender, token, transfer))
 
     async def unsettled(self, receiver: bytes, token: bytes) -> int:
         """Base units that were claimed for a receiver and are not paid out to it yet."""
@@ -384,6 +390,10 @@ class FailingChain:
         return await self._through(
             "transfer_authorized", lambda: self._chain.transfer_authorized(token, transfer)
         )
+
+    async def transferred(self, token: bytes, transfer: Transfer) -> TransactionReceipt | None:
+        """As the seam says."""
+        return await self._through("transferred", lambda: self._chain.transferred(token, transfer))
 
     async def unsettled(self, receiver: bytes, token: bytes) -> int:
         """As the seam says."""

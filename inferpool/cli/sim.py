@@ -30,6 +30,7 @@ def sim(
     runs: Annotated[int, typer.Option(help="How many worlds, one for each seed.")] = 1,
     seconds: Annotated[float, typer.Option(help="Virtual seconds of each.")] = 60.0,
     faults: Annotated[float, typer.Option(help="0: none, 1: as bad as it gets.")] = 1.0,
+    reorgs: Annotated[bool, typer.Option(help="The chain takes blocks back.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run worlds."""
@@ -39,7 +40,7 @@ def sim(
     for number in range(seed, seed + runs):
         begun = time.monotonic()
         try:
-            report = simulate(Options(seed=number, seconds=seconds, faults=faults))
+            report = simulate(Options(seed=number, seconds=seconds, faults=faults, reorgs=reorgs))
         except AssertionError as broken:
             ERR.print(f"[bold red]seed {number}[/]: {broken}")
             raise typer.Exit(1) from broken

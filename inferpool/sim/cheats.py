@@ -16,7 +16,7 @@ from inferpool.gateway.capital import Capital
 from inferpool.identity.signing import Key
 from inferpool.payments import x402
 from inferpool.protocol import headers
-from inferpool.protocol.errors import InferpoolError, Refused
+from inferpool.protocol.errors import InferpoolError
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.price import maximum
 from inferpool.protocol.voucher import ChannelConfig, Voucher, voucher_digest
@@ -81,7 +81,7 @@ class Leech:
                 if now_s > withdraws_at_s:
                     await self._withdraw(config)
                 await self._ask(self._header(config))
-            except TransportError:
+            except (TransportError, InferpoolError):
                 continue
 
     async def _withdraw(self, config: ChannelConfig) -> None:
@@ -152,8 +152,23 @@ async def withdraw(gateway: SimGateway, random: Random) -> bool:
         return False
     try:
         await capital.withdraw(random.choice(channels).channel_id)
-    except (Refused, InferpoolError):
+    except InferpoolError:
         return False  # claims took what was free meanwhile
+    return True
+
+
+async def ask_back(gateway: SimGateway, random: Random) -> bool:
+    """A gateway has one of its nodes pay back what is free, by x402's refund payload."""
+    treasury, made = gateway.gateway.treasury, gateway.gateway
+    capital = Capital(treasury, treasury.chain, made.clock, 0, _no_fuel)
+    capital.nodes = made.directory.nodes.get
+    channels = list(treasury.ledger.channels)
+    if not channels:
+        return False
+    try:
+        await capital.ask_back(random.choice(channels))
+    except InferpoolError:
+        return False  # something is in flight, or nothing is free, or its node is down
     return True
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import orjson
@@ -36,10 +36,16 @@ def require(condition: bool, rule: str, **facts: object) -> None:
 def check_node(node: SimNode) -> None:
     """A node never works without cover, and never signs twice."""
     for channel in node.node.ledger.channels.values():
-        # After a restart the balance is 0 until the chain was asked, before any new work.
+        # After a restart the balance is 0 until the chain was asked, before any new work. What was
+        # given back was covered by a voucher once.
+        covered = channel.best
+        if channel.channel_id in node.node.ledger.refunds:
+            covered = channel.reported + channel.held_total
         require(
-            channel.best <= channel.balance or not channel.balance,
+            covered <= channel.balance or not channel.balance,
             "a voucher is within the deposit",
+            covered=covered,
+            balance=channel.balance,
         )
         require(
             channel.reported + channel.held_total <= channel.best or not channel.best,
@@ -69,10 +75,12 @@ def check_node_disk(node: SimNode) -> None:
         require(total // 10**6 <= int(row.best), "what was earned is covered", node=node.name)
 
 
-def check_gateway(gateway: SimGateway) -> None:
-    """A payer signs for no more than what was in flight, and no budget is overdrawn."""
+def check_gateway(gateway: SimGateway, refunded: Container[bytes] = ()) -> None:
+    """A payer signs for no more than what was in flight, and no budget is overdrawn. `refunded`:
+    channels out of which it had money back, that a voucher was for once."""
     for _, channel in gateway.gateway.ledger.channels.values():
-        require(channel.signed_max <= channel.balance, "vouchers within the deposit")
+        within = channel.signed_max <= channel.balance or channel.channel_id in refunded
+        require(within, "vouchers within the deposit")
         require(sum(channel.held.values()) == channel.held_total, "holds add up")
         require(sum(channel.unresolved.values()) == channel.unresolved_total, "holds add up")
     for account in gateway.gateway.ledger.accounts.values():
@@ -177,6 +185,20 @@ def check_chain(chain: MemoryChain, minted: int) -> None:
     """Money is neither made nor lost on chain."""
     held = chain.supply()
     require(held == minted, "tokens are conserved", held=held, minted=minted)
+
+
+async def check_wallets(chain: MemoryChain, gateways: Iterable[SimGateway], funds: int) -> None:
+    """At rest: what a payer had is in its wallet, in its channels, or was claimed from these."""
+    for gateway in gateways:
+        treasury = gateway.gateway.treasury
+        channels = [channel for _, channel in treasury.ledger.channels.values()]
+        states = [await chain.channel(channel.channel_id) for channel in channels]
+        (token,) = {channel.config.token for channel in channels} or {b""}
+        wallet = await chain.token_balance(token, treasury.payer.address) if channels else funds
+        inside = sum(state.balance for state in states)
+        require(
+            wallet + inside == funds, "no money of a payer is lost", wallet=wallet, inside=inside
+        )
 
 
 def check_agreed(gateways: Iterable[SimGateway], nodes: Iterable[SimNode]) -> None:

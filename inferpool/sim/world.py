@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
 from inferpool.chain.memory import MemoryChain
 from inferpool.clock import Clock, LoopClock, SkewedClock
-from inferpool.protocol.errors import InferpoolError
+from inferpool.protocol.errors import InferpoolError, Unavailable
 from inferpool.sim import invariants
-from inferpool.sim.cheats import Leech, finalize, steal, withdraw
+from inferpool.sim.cheats import Leech, ask_back, finalize, steal, withdraw
 from inferpool.sim.clients import Client
 from inferpool.sim.loop import run_virtual
 from inferpool.sim.parts import SimGateway, SimNode, key_of
+from inferpool.sim.reorgs import ReorgChain
 from inferpool.transport.base import Transport
 from inferpool.transport.faulty import FaultyTransport, RandomFaults
 
 EPOCH_MS: Final = 1_800_000_000_000
 FUNDS: Final = 10**9  # base units that each gateway's payer starts with
 WITHDRAW_DELAY_S: Final = 901.0
+FINALITY: Final = 3  # blocks, where these are taken back
+TRIES: Final = 4  # until whoever lost patience with the chain is at rest
 REST_S: Final = 400.0  # long enough for the last late receipt to be fetched
 
 
@@ -38,6 +42,7 @@ class Options:
     faults: float = 1.0
     limit_pico_usd: int | None = None
     cheats: bool = False  # payers that take what they can, a node that claims all, withdrawals
+    reorgs: bool = False  # blocks are taken back, up to finality, and payers ask for refunds
     window: int = 1  # maxima that a voucher may cover, as both sides allow it
 
 
@@ -51,6 +56,8 @@ class Report:
     charged_pico_usd: int = 0
     claimed_base_units: int = 0
     withdrawals: int = 0
+    refunds: int = 0  # that payers asked for and got
+    reorganised: int = 0  # transactions that were taken back
     leeched: int = 0  # answers that cheating payers got, each of them paid
     repelled: int = 0
     digest: str = ""
@@ -64,7 +71,7 @@ class World:
         self._random = Random(options.seed)
         clock = LoopClock(EPOCH_MS)
         self._clock: Clock = clock
-        self._chain = MemoryChain(lambda: clock.now_ms() // 1000)
+        self._chain = self._chain_of(clock)
         self._report = Report()
         self._peaks: dict[bytes, int] = {}
         self._leeches: list[Leech] = []
@@ -82,6 +89,11 @@ class World:
             )
             for i in range(options.gateways)
         ]
+
+    def _chain_of(self, clock: Clock) -> MemoryChain:
+        if not self._options.reorgs:
+            return MemoryChain(lambda: clock.now_ms() // 1000)
+        return ReorgChain(lambda: clock.now_ms() // 1000, self._child(), FINALITY)
 
     def _node(self, i: int, clock: Clock) -> SimNode:
         skewed = SkewedClock(clock, self._random.randint(-20_000, 20_000))
@@ -120,6 +132,7 @@ class World:
         jobs = [asyncio.create_task(client.run(until_s)) for client in clients]
         jobs += [asyncio.create_task(leech.run(until_s)) for leech in self._leeches]
         chaos = asyncio.create_task(self._chaos(until_s))
+        beside = self._beside(until_s)
         try:
             while not all(job.done() for job in jobs):
                 await asyncio.wait(jobs, timeout=0.25)
@@ -129,9 +142,24 @@ class World:
             await asyncio.sleep(REST_S)
             await self._rest(clients)
         finally:
+            for job in beside:
+                job.cancel()
             for gateway in self._gateways:
                 await gateway.gateway.close()
         return self._report
+
+    def _beside(self, until_s: float) -> list[asyncio.Task[None]]:
+        """Where the chain has blocks: what makes them, and payers that want their money back."""
+        if not isinstance(self._chain, ReorgChain):
+            return []
+        refunds = self._refunds(until_s, self._child())
+        mining = self._chain.mine_for_ever(until_s + REST_S)
+        return [asyncio.create_task(mining), asyncio.create_task(refunds)]
+
+    async def _refunds(self, until_s: float, random: Random) -> None:
+        while asyncio.get_running_loop().time() < until_s:
+            await asyncio.sleep(random.uniform(1.0, 6.0))
+            self._report.refunds += await ask_back(random.choice(self._gateways), random)
 
     async def _start(self) -> None:
         seed = self._options.seed
@@ -185,13 +213,20 @@ class World:
         thief = self._thief()
         for gateway in self._gateways:
             invariants.check_exposure(gateway, self._nodes.values(), self._peaks)
-        await steal(thief, key_of(self._options.seed, f"{thief.name}/node"), self._chain)
+        with self._as_chain_will():  # a refund, or a reorganisation, was faster
+            await steal(thief, key_of(self._options.seed, f"{thief.name}/node"), self._chain)
         if random.random() < 0.3:
             self._report.withdrawals += await withdraw(random.choice(self._gateways), random)
         for node in self._nodes.values():
             if node.machine.up:
-                await node.claimer.watch_once()
+                with self._as_chain_will():
+                    await node.claimer.watch_once()
         await invariants.check_thefts(self._chain, self._gateways, self._nodes, self._peaks)
+
+    def _as_chain_will(self) -> AbstractContextManager[None]:
+        """Where transactions may be taken back, or be heard of no more, nobody gets what he wants
+        at once; elsewhere whoever fails has found a fault."""
+        return suppress(InferpoolError) if self._options.reorgs else nullcontext()
 
     async def _all_out(self) -> None:
         """At rest: honest nodes have claimed all that they earned, whoever cheated or withdrew,
@@ -199,7 +234,10 @@ class World:
         thief = self._thief()
         await asyncio.sleep(WITHDRAW_DELAY_S)
         for gateway in self._gateways:
-            await finalize(gateway)
+            for _ in range(TRIES):
+                with self._as_chain_will():
+                    if not await finalize(gateway):
+                        break
         for node in self._nodes.values():
             for channel in node.node.ledger.channels.values():
                 state = await self._chain.channel(channel.channel_id)
@@ -228,17 +266,20 @@ class World:
             try:
                 report = await node.claimer.claim()
             except InferpoolError as error:
+                if self._options.reorgs and isinstance(error, Unavailable):
+                    continue  # no receipt in time: the next round finds out
                 raise invariants.Violated(f"an honest claim failed: {error.message}") from error
             self._report.claimed_base_units += report.claimed
 
     def _check(self) -> None:
         self._report.checks += 1
         nodes = self._nodes.values()
+        refunded = {channel_id for node in nodes for channel_id in node.node.ledger.refunds}
         for node in nodes:
             invariants.check_node(node)
             invariants.check_node_disk(node)
         for gateway in self._gateways:
-            invariants.check_gateway(gateway)
+            invariants.check_gateway(gateway, refunded)
             invariants.check_exposure(gateway, nodes, self._peaks)
             invariants.check_both_disks(gateway, nodes)
         minted = FUNDS * len(self._gateways)
@@ -257,7 +298,9 @@ class World:
             for client in clients:
                 told |= client.told if client.gateway is gateway else {}
             invariants.check_prices(gateway, told)
-        await self._claim()
+        for _ in range(TRIES if self._options.reorgs else 1):
+            await self._claim()
+        await invariants.check_wallets(self._chain, self._gateways, FUNDS)
         channels = [
             channel
             for node in self._nodes.values()
@@ -272,6 +315,8 @@ class World:
         for client in clients:
             self._report.outcomes += client.outcomes
         self._report.charged_pico_usd = sum(channel.total_pico_usd for channel in channels)
+        if isinstance(self._chain, ReorgChain):
+            self._report.reorganised = self._chain.reorganised
         self._report.digest = self._digest()
 
     async def _ask(self, gateway: SimGateway) -> None:

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from inferpool.chain.memory import MemoryChain
 from inferpool.engines.base import Progress, TextCall
 from inferpool.engines.fake import FakeTextEngine
 from inferpool.gateway.nodes import KnownNode
@@ -27,6 +29,7 @@ from inferpool.protocol.receipt import Receipt
 from inferpool.protocol.voucher import Voucher
 from inferpool.sim.clients import BrokenAnswer
 from inferpool.sim.invariants import Violated
+from inferpool.sim.reorgs import ReorgChain, _Sent
 from inferpool.sim.world import Options, simulate
 
 pytestmark = pytest.mark.timeout(120)
@@ -50,6 +53,35 @@ def test_cheats_and_withdrawals_take_no_more_than_their_bounds(seed: int, window
     assert report.leeched >= 5
     assert report.repelled >= 20
     assert report.claimed_base_units > 0
+
+
+@pytest.mark.parametrize(("seed", "cheats"), [(1, False), (3, True)])
+def test_nothing_final_is_lost_where_blocks_are_taken_back(seed: int, cheats: bool) -> None:
+    """Deposits, claims, withdrawals and refunds are taken back, reordered, heard of too late; both
+    ledgers agree in the end, and every payer's money is in its wallet, its channels or claimed."""
+    options = Options(seed, seconds=30.0, clients=2, window=8, faults=0.5, cheats=cheats)
+    report = simulate(replace(options, reorgs=True))
+    assert report.reorganised >= 2
+    assert report.refunds >= 1
+    assert report.claimed_base_units > 0
+
+
+def believes_at_once(_: Callable[..., object]) -> Callable[..., object]:
+    async def send(self: ReorgChain, apply: Any) -> Any:
+        sent = _Sent(self._sender, apply)
+        self._mine(sent)
+        return sent.receipt
+
+    return send
+
+
+def test_money_that_is_not_final_is_no_money(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ReorgChain, "_send", believes_at_once(ReorgChain._send))
+    monkeypatch.setattr(ReorgChain, "channel", MemoryChain.channel)
+    with pytest.raises((Violated, AssertionError, Refused)):
+        for seed in range(4, 8):
+            options = Options(seed, seconds=30.0, clients=2, faults=0.0, cheats=True)
+            simulate(replace(options, reorgs=True))
 
 
 def test_without_faults_every_request_is_served() -> None:
