@@ -140,6 +140,11 @@ class Chain(Protocol):
         """Move tokens by their holder's signature; refused where it was used before."""
         ...
 
+    async def transferred(self, token: bytes, transfer: Transfer) -> TransactionReceipt | None:
+        """The transaction by which this sender moved tokens so before, once it counts; None where
+        it did not, or too long ago. Others' are not told: their money may be another's work."""
+        ...
+
     async def unsettled(self, receiver: bytes, token: bytes) -> int:
         """Base units that were claimed for a receiver and are not paid out to it yet."""
         ...

@@ -26,7 +26,7 @@ from inferpool.chain.base import (
 )
 from inferpool.chain.events import REORG_DEPTH, EventReader
 from inferpool.chain.rpc import Post, Rpc, RpcRefused, post_by_urllib, unavailable
-from inferpool.chain.sender import RECEIPT_TIMEOUT_S, Sender, fees_from_history
+from inferpool.chain.sender import RECEIPT_TIMEOUT_S, Sender, fees_from_history, receipt_of
 from inferpool.identity.signing import Key
 from inferpool.protocol.encoding import to_hex
 from inferpool.protocol.errors import Refused
@@ -240,17 +240,31 @@ class EvmChain:
 
     async def transfer_authorized(self, token: bytes, transfer: Transfer) -> TransactionReceipt:
         """Move tokens by their holder's signature; anyone may send it."""
-        data = _TOKEN.call(
-            "transferWithAuthorization",
-            transfer.holder,
-            transfer.to,
-            transfer.amount,
-            transfer.valid_after_s,
-            transfer.valid_before_s,
-            transfer.nonce,
-            transfer.signature,
+        return await self._send(token, _transfer_call(transfer))
+
+    async def transferred(self, token: bytes, transfer: Transfer) -> TransactionReceipt | None:
+        """The transaction by which this sender moved tokens so before: found by the event of its
+        nonce, and known by sender and call. Raises Unavailable while it does not count yet."""
+        assert self._sender is not None, "this chain was opened without a sender's key"
+        hash_ = await self._events.authorization_used(token, transfer.holder, transfer.nonce)
+        if hash_ is None:
+            return None
+        sent, mined, head = await self.rpc.batch(
+            [
+                ("eth_getTransactionByHash", [hash_]),
+                ("eth_getTransactionReceipt", [hash_]),
+                ("eth_blockNumber", []),
+            ]
         )
-        return await self._send(token, data)
+        ours = (to_hex(self._sender.key.address), to_hex(token), to_hex(_transfer_call(transfer)))
+        if sent is None or mined is None:
+            raise unavailable("the chain was reorganised while it was read; try again")
+        found = (str(sent["from"]), str(sent["to"]), str(sent["input"]))
+        if tuple(item.lower() for item in found) != ours:
+            return None
+        if int(head, 16) < int(mined["blockNumber"], 16) + self.finality_blocks:
+            raise unavailable("the transfer is mined, and not deep enough to count; try again")
+        return receipt_of(mined)
 
     async def unsettled(self, receiver: bytes, token: bytes) -> int:
         """Base units that were claimed for a receiver and are not paid out to it yet."""
@@ -419,6 +433,19 @@ class EvmChain:
         assert key is not None, "the sender is a stranger and there is no authoriser's key"
         assert key.address == config.receiver_authorizer, "not this channel's authoriser"
         return key
+
+
+def _transfer_call(transfer: Transfer) -> bytes:
+    return _TOKEN.call(
+        "transferWithAuthorization",
+        transfer.holder,
+        transfer.to,
+        transfer.amount,
+        transfer.valid_after_s,
+        transfer.valid_before_s,
+        transfer.nonce,
+        transfer.signature,
+    )
 
 
 def _terms(config: ChannelConfig) -> tuple[Any, ...]:

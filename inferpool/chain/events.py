@@ -12,6 +12,7 @@ from inferpool.chain.directory import Directory, events_by_topic, read_log
 from inferpool.chain.rpc import Rpc, RpcRefused, unavailable
 from inferpool.protocol.encoding import from_hex, to_hex
 from inferpool.protocol.errors import Unavailable
+from inferpool.protocol.limits import TRANSFER_LOOKBACK_BLOCKS
 from inferpool.protocol.voucher import CHANNELS_ADDRESS
 
 REORG_DEPTH: Final = 12  # blocks that are read again at least, whatever is held to be final
@@ -19,6 +20,7 @@ _RANGE_WORDS: Final = ("more than", "range", "limit", "too many", "exceed")
 _CREATED: Final = contract("BatchSettlement").events["ChannelCreated"]
 _INITIATED: Final = contract("BatchSettlement").events["WithdrawInitiated"]
 _IDS_MAX: Final = 500  # alternatives of one topic in one query
+_USED: Final = contract("TestDollar").events["AuthorizationUsed"]
 _RECEIVER: Final = 2  # position in ChannelConfig
 
 
@@ -67,6 +69,14 @@ class EventReader:
             self._apply(logs)
             self._cursor.number, self._cursor.hash = number, head["hash"]
         return self._cursor.directory.listed()
+
+    async def authorization_used(self, token: bytes, holder: bytes, nonce: bytes) -> str | None:
+        """Hash of the transaction that used an EIP-3009 authorisation, of the last blocks."""
+        head = int(await self._rpc.call("eth_blockNumber"), 16)
+        topics: list[Any] = [to_hex(_USED.topic), to_hex(holder.rjust(32, b"\0")), to_hex(nonce)]
+        low = max(0, head - TRANSFER_LOOKBACK_BLOCKS)
+        logs = await self._logs(token, topics, low, head)
+        return str(logs[-1]["transactionHash"]) if logs else None
 
     async def _is_current(self, cursor: _Cursor) -> bool:
         if cursor.number < 0:

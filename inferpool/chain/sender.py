@@ -79,14 +79,7 @@ class Sender:
         receipt = await self._wait(sent)
         if int(receipt["status"], 16) != 1:
             raise Refused(await self._reason(to, data, receipt), code="chain_reverted")
-        gas_used = int(receipt["gasUsed"], 16)
-        mined = TransactionReceipt(
-            transaction_hash=from_hex(receipt["transactionHash"], 32),
-            block_number=int(receipt["blockNumber"], 16),
-            gas_used=gas_used,
-            fee_wei=gas_used * int(receipt["effectiveGasPrice"], 16),
-        )
-        return mined, receipt
+        return receipt_of(receipt), receipt
 
     async def _broadcast(self, to: bytes | None, data: bytes, value: int) -> Transaction:
         """Sign and hand over. Holds the lock, so nonces have no gaps."""
@@ -236,6 +229,17 @@ class Sender:
         except RpcRefused as refusal:
             return refusal.message
         return "the chain reverted the transaction: out of gas, or its state had changed"
+
+
+def receipt_of(receipt: Json) -> TransactionReceipt:
+    """Our form of a chain's receipt."""
+    gas_used = int(receipt["gasUsed"], 16)
+    return TransactionReceipt(
+        transaction_hash=from_hex(receipt["transactionHash"], 32),
+        block_number=int(receipt["blockNumber"], 16),
+        gas_used=gas_used,
+        fee_wei=gas_used * int(receipt["effectiveGasPrice"], 16),
+    )
 
 
 def _says(refusal: RpcRefused, words: tuple[str, ...]) -> bool:

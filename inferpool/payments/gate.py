@@ -244,9 +244,12 @@ class PaymentGate:
             except Unavailable:
                 raise
             except InferpoolError as error:
-                raise PaymentRequired(
-                    f"The deposit did not go through: {error.message}", code="deposit_failed"
-                ) from None
+                # It may have been mined before, and its answer lost: then its money is there.
+                state = await self._chain.channel(channel_id)
+                if state.balance < payment.voucher.max_claimable:
+                    raise PaymentRequired(
+                        f"The deposit did not go through: {error.message}", code="deposit_failed"
+                    ) from None
             channel = self._ledger.channels.get(channel_id)
             if channel is not None:
                 await self.refresh(channel)

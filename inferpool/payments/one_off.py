@@ -2,8 +2,10 @@
 
 The transfer is sent and counts before any work is done, so the payee loses nothing; its price is
 the request's maximum, or the least that is worth a transaction, and nothing of it comes back. It
-buys one answer: where none came, the same payment may be shown again until one did. So a payer
-loses, at most, one payment to a payee that never answers, or whose book went down with it.
+buys one answer: where none came, the same payment may be shown again until one did, also where the
+payee went down, or lost patience with the chain, before it booked the transfer: then it finds it
+on the chain. So a payer loses, at most, one payment to a payee that never answers again, or that
+it comes back to too late, or whose transfer somebody else sent.
 """
 
 from __future__ import annotations
@@ -11,11 +13,18 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from inferpool.chain.base import Chain, Transfer
+from inferpool.chain.authorization import verify_transfer
+from inferpool.chain.base import Chain, TransactionReceipt, Transfer
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.payee_ledger import PaidTransfer, PayeeLedger
 from inferpool.payments.x402 import ExactPayment
-from inferpool.protocol.errors import InferpoolError, PaymentRequired, RateLimited, Unavailable
+from inferpool.protocol.errors import (
+    InferpoolError,
+    PaymentRequired,
+    RateLimited,
+    Refused,
+    Unavailable,
+)
 from inferpool.protocol.limits import TRANSFERS_AT_ONCE
 from inferpool.protocol.offer import Terms
 from inferpool.protocol.voucher import ChannelConfig
@@ -103,14 +112,7 @@ class OneOffs:
         return await asyncio.shield(task)
 
     async def _settle(self, transfer: Transfer, now_ms: int) -> PaidTransfer:
-        try:
-            mined = await self._chain.transfer_authorized(self._terms.asset, transfer)
-        except Unavailable:
-            raise
-        except InferpoolError as error:
-            raise PaymentRequired(
-                f"The one-off payment did not go through: {error.message}", code="transfer_failed"
-            ) from None
+        mined = await self._mined(transfer)
         paid = PaidTransfer(transfer.amount, mined.transaction_hash, b"")
         config = self._config(transfer)
         await self._ledger.save_transfer(
@@ -121,6 +123,39 @@ class OneOffs:
             now_ms,
         )
         return paid
+
+    async def _mined(self, transfer: Transfer) -> TransactionReceipt:
+        """Have it mined, or find that we had: before we went down, or while the chain was silent.
+        What somebody else sent may have bought somebody else's answer."""
+        asset = self._terms.asset
+        try:
+            return await self._chain.transfer_authorized(asset, transfer)
+        except Unavailable:
+            raise  # it may be mined yet: the payer comes again, and it is found then
+        except InferpoolError as error:
+            refused = error.message
+        self._check_signature(transfer, refused)
+        found = await self._chain.transferred(asset, transfer)
+        if found is None:
+            raise self._failed(refused)
+        return found
+
+    def _check_signature(self, transfer: Transfer, refused: str) -> None:
+        """Nobody has the chain searched but by a signature of his own."""
+        terms = self._terms
+        name, version = terms.asset_name, terms.asset_version
+        try:
+            verify_transfer(
+                transfer, terms.asset, chain_id=terms.chain_id, name=name, version=version
+            )
+        except Refused:
+            raise self._failed(refused) from None
+
+    @staticmethod
+    def _failed(refused: str) -> PaymentRequired:
+        return PaymentRequired(
+            f"The one-off payment did not go through: {refused}", code="transfer_failed"
+        )
 
     def _config(self, transfer: Transfer) -> ChannelConfig:
         """Terms of the channel that a one-off payment stands for; its nonce makes it its own."""

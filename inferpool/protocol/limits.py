@@ -94,6 +94,7 @@ CHAIN_PROOF_MS: Final = 2_000  # then a payer asks for the signature that no ans
 RELEASE_EVERY_S: Final = 600.0  # a channel's way back takes 900 s at least
 WALK_INS_MAX: Final = 4096  # requests at once of callers who pay a gateway by x402
 TRANSFERS_AT_ONCE: Final = 256  # one-off payments of which the request has not ended
+TRANSFER_LOOKBACK_BLOCKS: Final = 50_000  # a day of 2 s blocks; one whose payer comes later is gone
 CHANNEL_READS_AT_ONCE: Final = 16  # of the chain, where all channels are looked at
 WITHDRAW_DELAY_ACCEPTED_S: Final = 86_400  # a payer locks money for a day at most
 

@@ -136,6 +136,7 @@ def test_every_call_of_the_seam_can_fail(funded, dev_world, run) -> None:
         failing.settle(config.receiver, config.token),
         failing.unsettled(config.receiver, config.token),
         failing.transfer_authorized(config.token, TRANSFER),
+        failing.transferred(config.token, TRANSFER),
         failing.initiate_withdraw(config, 1),
         failing.finalize_withdraw(config),
         failing.refund(config, 1),
