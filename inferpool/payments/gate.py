@@ -215,8 +215,10 @@ class PaymentGate:
         """Read a channel's state from the chain."""
         state = await self._chain.channel(channel.channel_id)
         channel.balance, channel.claimed = state.balance, state.total_claimed
-        if channel.channel_id not in self._ledger.channels:
-            # What was claimed on chain was charged by us once, whatever our own book remembers.
+        unknown = channel.channel_id not in self._ledger.channels
+        if unknown or state.total_claimed > channel.best:
+            # What was claimed on chain was charged by us once, whatever our own book remembers: no
+            # claim passes a voucher, so one above all of the book's is of a later book.
             channel.reported = max(channel.reported, state.total_claimed)
             channel.total_pico_usd = max(
                 channel.total_pico_usd,
@@ -224,8 +226,8 @@ class PaymentGate:
             )
         channel.closing = state.withdraw_started_s > 0
         # A refund without an answer may be mined yet; its nonce tells that it was.
-        unknown = state.refund_nonce <= self._ledger.refunds.get(channel.channel_id, -1)
-        channel.paying_back = unknown or channel.channel_id in self.refunding
+        sent = state.refund_nonce <= self._ledger.refunds.get(channel.channel_id, -1)
+        channel.paying_back = sent or channel.channel_id in self.refunding
         self._fresh.add(channel.channel_id)
 
     async def _deposit(self, channel_id: bytes, payment: x402.Payment) -> None:
