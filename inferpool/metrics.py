@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Final
 
 CONTENT_TYPE: Final = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
@@ -79,6 +79,32 @@ class Registry:
     def text(self) -> bytes:
         """Everything, as a scrape reads it."""
         return "".join(f"{line}\n" for block in self._blocks for line in block()).encode()
+
+
+def added_up(pages: Sequence[bytes], greatest: Container[str] = ()) -> bytes:
+    """The pages of several processes as one: series of one name and labels are added, but of the
+    metrics in `greatest` the greatest counts. Raises ValueError for what is no page of ours."""
+    heads: dict[str, list[str]] = {}  # metric -> its HELP and TYPE
+    found: dict[str, dict[str, float]] = {}  # metric -> series -> value
+    for page in pages:
+        name = ""
+        for line in page.decode().splitlines():
+            if line.startswith("# "):
+                name = line.split(" ", 3)[2]
+                known = heads.setdefault(name, [])
+                known += [line] if line not in known else []
+                continue
+            series, _, text = line.rpartition(" ")
+            value = float(text) if "." in text or "e" in text else int(text)
+            of = found.setdefault(name, {})
+            old = of.get(series, 0)
+            of[series] = max(old, value) if name in greatest else old + value
+    lines = [
+        line
+        for name, head in heads.items()
+        for line in (*head, *(f"{series} {v}" for series, v in found.get(name, {}).items()))
+    ]
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _lines(name: str, labels: Labels, values: Iterable[tuple[Labels, float]]) -> Iterable[str]:

@@ -34,6 +34,7 @@ from inferpool.gateway.admin import Admin
 from inferpool.gateway.admission import Caller
 from inferpool.gateway.control import CONTROL, CapitalControls
 from inferpool.gateway.gateway import Gateway
+from inferpool.gateway.metrics import KNOWN_TO_ALL
 from inferpool.gateway.neighbours import Neighbours, no_twin
 from inferpool.gateway.pushes import PushedOffers
 from inferpool.gateway.quote import quote
@@ -41,7 +42,7 @@ from inferpool.gateway.replay import Replays, may_repeat
 from inferpool.gateway.status import explained, model_object, status, together
 from inferpool.gateway.upload import Uploads
 from inferpool.gateway.walk_ins import WalkIns
-from inferpool.metrics import CONTENT_TYPE
+from inferpool.metrics import CONTENT_TYPE, added_up
 from inferpool.payments.access import Access
 from inferpool.payments.expiry import told_time
 from inferpool.payments.gate import PaymentNeeded
@@ -318,7 +319,10 @@ class GatewayApp:
     async def _metrics(self, request: HttpRequest) -> None:
         if not request.is_local() and not self._is_owner(request):
             raise Unauthorized("From another machine this needs the gateway's control token.")
-        await request.answer(200, self._gateway.metrics.text(), [CONTENT_TYPE])
+        page, others = self._gateway.metrics.text(), self._others(request)
+        if others is not None:
+            page = added_up([page, *await others.all_answer(request)], KNOWN_TO_ALL)
+        await request.answer(200, page, [CONTENT_TYPE])
 
     def _sales(self) -> WalkIns:
         if self._gateway.walk_ins is None:

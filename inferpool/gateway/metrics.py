@@ -11,6 +11,8 @@ from inferpool.metrics import FIRST_TOKEN_BUCKETS_S, Labels, Registry
 from inferpool.payments.payer_ledger import AttemptRecord, PayerLedger
 
 _MODEL = "model_name"
+_NODES = "inferpool_gateway_nodes"
+KNOWN_TO_ALL = frozenset({_NODES})  # which each process of a gateway tells of the same things
 
 
 class GatewayMetrics:
@@ -58,7 +60,7 @@ class GatewayMetrics:
             "Deposits in channels, less what was charged.",
             lambda: [((), sum(c.balance - c.charged for _, c in ledger.channels.values()))],
         )
-        made.gauge("inferpool_gateway_nodes", "Nodes known.", lambda: [((), len(directory.nodes))])
+        made.gauge(_NODES, "Nodes known.", lambda: [((), len(directory.nodes))])
 
     def _running(self) -> list[tuple[Labels, float]]:
         now = Counter(flight.record.model for flight in self._flights().active.values())

@@ -101,6 +101,10 @@ class Neighbours:
 
     async def all_say(self, request: HttpRequest, body: bytes = b"") -> list[Any]:
         """The JSON with which the others answer the same request; none of who does not."""
+        return [orjson.loads(said) for said in await self.all_answer(request, body)]
+
+    async def all_answer(self, request: HttpRequest, body: bytes = b"") -> list[bytes]:
+        """The bodies with which they do."""
         found = []
         for each in await self.living():
             try:
@@ -113,7 +117,7 @@ class Neighbours:
                 _LOG.info("lane %r does not answer: %s", each.lane, error.message)
                 continue
             if response.status == 200:
-                found.append(orjson.loads(said))
+                found.append(said)
         return found
 
     async def _ask(self, each: Neighbour, request: HttpRequest, body: bytes) -> Response:

@@ -176,6 +176,22 @@ def test_one_of_two_workers_is_killed_under_load(pool: FaultyPool, book: Locatio
     told_as_one(pool, book)
 
 
+def test_metrics_are_those_of_all_workers(pool: FaultyPool, book: Location) -> None:
+    key = inferpool(pool, "keys", "create", "web", "--budget", "1")["key"]
+    until("both workers answer", lambda: len(lanes_used(book, pool, key)) == 2)
+    settled = "SELECT COUNT(*) FROM attempts WHERE state = 'settled'"
+
+    def counted() -> dict[str, str]:
+        page = httpx.get(f"{pool.gateway_url}/metrics", timeout=60).text
+        return dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+
+    for _ in range(6):  # whichever of them answers
+        found = counted()
+        receipts = [v for name, v in found.items() if "_receipts_total" in name and MODEL in name]
+        assert sum(map(int, receipts)) == rows(book, settled)[0][0] >= 8
+        assert found["inferpool_gateway_nodes"] == "2"
+
+
 def told_as_one(pool: FaultyPool, book: Location) -> None:
     """The operator sees, and moves, the channels of both, whichever of them is asked."""
     known = {

@@ -9,6 +9,7 @@ import pytest
 
 from inferpool.gateway.admission import Caller
 from inferpool.gateway.app import GatewayApp
+from inferpool.metrics import Registry, added_up
 from inferpool.payments.budget import Account
 from tests.gateway.parts import CHAT, INFER, KEY_HEADER, Pairs, Pool, expected_text, pool
 
@@ -44,6 +45,31 @@ async def test_no_key_or_an_unknown_one(pairs: Pairs) -> None:
             )
         assert made.booked() == 0
         assert made.account.spent_pico_usd == 0
+
+
+def test_pages_of_several_processes_add_up() -> None:
+    pages = []
+    for times in (1, 2):
+        registry = Registry()
+        count = registry.count("asked_total", "Asked.", "model")
+        count.add(times, "a b")
+        count.add(5, f"only {times}")
+        first = registry.histogram("first_seconds", "First.", (0.5, 1.0))
+        for _ in range(times):
+            first.observe(0.7)
+        registry.gauge("nodes", "Nodes.", lambda times=times: [((), times)])
+        pages.append(registry.text())
+    found = added_up(pages, {"nodes"}).decode().splitlines()
+    assert found.count("# TYPE asked_total counter") == 1
+    assert 'asked_total{model="a b"} 3' in found
+    assert {'asked_total{model="only 1"} 5', 'asked_total{model="only 2"} 5'} <= set(found)
+    assert found[found.index("# TYPE first_seconds histogram") + 1 :][:3] == [
+        'first_seconds_bucket{le="0.5"} 0',
+        'first_seconds_bucket{le="1.0"} 3',
+        'first_seconds_bucket{le="+Inf"} 3',
+    ]
+    assert "nodes 2" in found
+    assert added_up(pages[:1]) == pages[0], "one is as it was"
 
 
 def opened(made: Pool) -> GatewayApp:
