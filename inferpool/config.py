@@ -61,6 +61,7 @@ class NodeConfig:
     upstream_keys: tuple[str, ...] = ()  # "MODEL VARIABLE": of the environment, with the key
     slots: int = 4  # calls at once of a text model
     threads: int = 2  # of the engine
+    llama_server: str = ""  # a name on PATH or a path; empty: the wheel, else what PATH has
     price_in_usd_per_million: str = "0.15"
     price_out_usd_per_million: str = "0.60"
     price_row_usd_per_million: str = "0.10"

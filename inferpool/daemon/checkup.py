@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
 
-from inferpool.config import Config
+from inferpool.config import Config, NodeConfig
 from inferpool.daemon.chains import chain_url, open_chain
-from inferpool.daemon.engines import load_manifest
+from inferpool.daemon.engines import llama_server, load_manifest
 from inferpool.daemon.joining import MODULES, memory_needed
 from inferpool.daemon.payee import payers_of, window_of
 from inferpool.daemon.provider import policy_of, prices_of
@@ -40,7 +40,8 @@ async def examine(config: Config, home: Home, status: dict[str, Any] | None) -> 
     """Look at everything. `status`: of the running node, None where none runs. Never raises."""
     store = Store()
     manifests, unknown = _manifests(config)
-    modules = {item.name: MODULES[item.engine] for item in manifests if _lacks_module(item)}
+    lacking = {item.name: _lacks(item, config.node) for item in manifests}
+    modules = {name: missing for name, missing in lacking.items() if missing}
     chain_error, gas, claim_gas, registered, owner = await _chain(config, home)
     return Facts(
         hardware=detect(store.root),
@@ -50,6 +51,7 @@ async def examine(config: Config, home: Home, status: dict[str, Any] | None) -> 
         missing_weights=[item.name for item in manifests if store.missing(item)],
         spoiled_weights=await asyncio.to_thread(_spoiled, manifests, store),
         missing_modules=modules,
+        llama_server=llama_server(config.node) * any(m.engine == "llamacpp" for m in manifests),
         memory_needed=sum(map(memory_needed, manifests)),
         chain_error=chain_error,
         gas_wei=gas,
@@ -105,9 +107,13 @@ def _spoiled(manifests: Iterable[Manifest], store: Store) -> dict[str, str]:
     return found
 
 
-def _lacks_module(manifest: Manifest) -> bool:
+def _lacks(manifest: Manifest, config: NodeConfig) -> str:
+    """The module or program that an engine needs and that is not here; empty: nothing."""
+    program = llama_server(config) if manifest.engine == "llamacpp" else ""
+    if program:
+        return "" if shutil.which(program) else program
     module = MODULES.get(manifest.engine)
-    return module is not None and importlib.util.find_spec(module) is None
+    return module if module and importlib.util.find_spec(module) is None else ""
 
 
 async def _chain(

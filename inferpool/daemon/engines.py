@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -77,6 +79,7 @@ def _fake(manifest: Manifest, store: Store, config: NodeConfig) -> Any:
 
 
 def _llamacpp(manifest: Manifest, store: Store, config: NodeConfig) -> Any:
+    from inferpool.engines.llama_server import Program
     from inferpool.engines.llamacpp import LlamaCppEngine
 
     return LlamaCppEngine(
@@ -86,7 +89,15 @@ def _llamacpp(manifest: Manifest, store: Store, config: NodeConfig) -> Any:
         slots=config.slots,
         context=manifest.limits.context,
         threads=config.threads,
+        program=Program.find(name) if (name := llama_server(config)) else None,
     )
+
+
+def llama_server(config: NodeConfig) -> str:
+    """The program that runs llama.cpp's models; empty where the wheel does."""
+    if config.llama_server or importlib.util.find_spec("xllamacpp") is not None:
+        return config.llama_server
+    return shutil.which("llama-server") or ""
 
 
 def _onnx(manifest: Manifest, store: Store, config: NodeConfig) -> Any:

@@ -1,4 +1,5 @@
-"""llama.cpp in a child process: continuous batching on a plain CPU, from one wheel.
+"""llama.cpp in a child process: continuous batching on a plain CPU, from one wheel or by the
+`llama-server` that a machine has.
 
 The child serves HTTP on loopback with a random key; it is restarted with growing pauses when it
 dies, and killed when it hangs. Calls are validated before they come here: the server answers 200
@@ -25,6 +26,7 @@ from inferpool.engines import sandbox
 from inferpool.engines.base import Progress, TextCall, TextChunk
 from inferpool.engines.child import Child, start_child
 from inferpool.engines.control_text import ControlText
+from inferpool.engines.llama_server import Program
 from inferpool.engines.llamacpp_wire import (
     CompletionReader,
     completion_body,
@@ -41,6 +43,7 @@ from inferpool.transport.http import HttpTransport
 
 _LOG = logging.getLogger("inferpool.engines")
 CHILD_SCRIPT: Final = Path(__file__).with_name("llamacpp_child.py")
+SERVER_SCRIPT: Final = Path(__file__).with_name("llama_server_child.py")
 BATCH: Final = 256  # prompt tokens between two looks at who has left
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 30.0
@@ -65,11 +68,17 @@ class LlamaCppEngine:
         context: int = 2048,
         threads: int = 2,
         silence_s: float = ENGINE_SILENCE_S,
+        program: Program | None = None,
     ) -> None:
         self._silence_s = silence_s
+        self._program = program  # None: the wheel
         self.path, self.alias = Path(path), alias
         self.slots, self.context, self.threads = slots, context, threads
-        self.engine_class = f"llamacpp@{_version()}/{quant.lower()}/cpu-{cpu_isa()}"
+        # A program chooses among all that the processor has; the wheel ends at AVX2.
+        version, isa = _version(), cpu_isa()
+        if program is not None:
+            version, isa = program.version, cpu_isa(most="avx512")
+        self.engine_class = f"llamacpp@{version}/{quant.lower()}/cpu-{isa}"
         self.parameters = frozenset(parameters.ALL)
         self._slots = Slots(slots)
         self._child: Child | None = None
@@ -216,16 +225,19 @@ class LlamaCppEngine:
 
     async def _launch(self) -> Child:
         key = secrets.token_urlsafe(32)
-        config = {
-            "path": str(self.path),
-            "alias": self.alias,
-            "key": key,
+        sizes = {
             "slots": self.slots,
             "context": self.context,
             "batch": BATCH,
             "threads": self.threads,
         }
-        child = await start_child(CHILD_SCRIPT, config)
+        config: dict[str, object] = {"path": str(self.path), "key": key}
+        if self._program is None:
+            child = await start_child(CHILD_SCRIPT, {**config, "alias": self.alias, **sizes})
+        else:
+            flags = self._program.flags(self.path, self.alias, sizes)
+            config |= {"program": str(self._program.path), "flags": flags}
+            child = await start_child(SERVER_SCRIPT, config)
         self._headers = [
             (b"content-type", b"application/json"),
             (b"authorization", f"Bearer {key}".encode()),
@@ -275,8 +287,8 @@ class LlamaCppEngine:
             await transport.close()
 
 
-def cpu_isa(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The instruction set that the wheel uses here, which decides the rounding: avx2 at most.
+def cpu_isa(cpuinfo: Path = Path("/proc/cpuinfo"), most: str = "avx2") -> str:
+    """The instruction set that is used here, which decides the rounding.
 
     The wheel is built without AVX-512, so that a machine that has it computes like one with AVX2.
     """
@@ -288,6 +300,8 @@ def cpu_isa(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     except OSError:
         return "x86_64"
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    if most == "avx512" and "avx512f" in flags:
+        return most
     if {"avx2", "fma", "f16c"} <= set(flags):
         return "avx2"
     return "avx" if "avx" in flags else "sse42"

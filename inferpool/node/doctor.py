@@ -58,6 +58,7 @@ class Facts:
     missing_weights: Sequence[str] = ()
     spoiled_weights: Mapping[str, str] = field(default_factory=dict)  # model -> what is wrong
     missing_modules: Mapping[str, str] = field(default_factory=dict)  # model -> what is missing
+    llama_server: str = ""  # the program in the place of the wheel
     memory_needed: int = 0
     chain_error: str = ""
     gas_wei: int | None = None  # of the owner key, which registers
@@ -97,6 +98,10 @@ def _models(facts: Facts) -> Iterator[Finding]:
     for model, module in sorted(facts.missing_modules.items()):
         what = f"the engine of {model} is not installed ({module})"
         yield Finding(Severity.STOPS, "no_engine", what, 'pip install "inferpool[node]"')
+    if facts.llama_server:
+        what = f"llama.cpp's models run by {facts.llama_server}, of which no test ran a real build"
+        mend = "ask it and compare, or leave node.llama_server empty and install the wheel"
+        yield Finding(Severity.NOTE, "untested", what, mend)
     for model in facts.missing_weights:
         yield Finding(
             Severity.STOPS,

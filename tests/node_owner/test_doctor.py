@@ -60,6 +60,7 @@ def test_what_a_sandbox_does_not_protect_is_said(abi: int, seccomp: bool, open_:
     [
         ("no_models", Severity.STOPS, {"models": []}),
         ("no_engine", Severity.STOPS, {"missing_modules": {"spam": "onnxruntime"}}),
+        ("untested", Severity.NOTE, {"llama_server": "llama-server"}),
         ("config", Severity.STOPS, {"config_problem": "node.hours"}),
         ("unknown_model", Severity.STOPS, {"unknown_models": ["mine"]}),
         ("bad_weights", Severity.STOPS, {"spoiled_weights": {"spam": "bytes"}}),
