@@ -198,6 +198,8 @@ class NodeStream:
             self._begun += call.name is not None
             if call.index != self._begun - 1 or (call.name is not None and call.name not in known):
                 raise AnswerInvalid("The node sent a call of what may not be called.")
+        if self._tools is not None and self._begun > self._tools.calls_max:
+            raise AnswerInvalid("The node sent more calls than were asked for.")
         return calls
 
     def _tokens(self, choice: dict[str, object], ids: tuple[int, ...]) -> tuple[TokenLogprob, ...]:

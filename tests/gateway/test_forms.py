@@ -217,6 +217,27 @@ async def test_calls_of_what_was_not_offered_are_a_bad_answer(alter: Any) -> Non
         assert (answer.status, answer.code) == (502, "node_failed")
 
 
+@pytest.mark.parametrize("kind", ["one", "named"])
+async def test_more_calls_than_were_asked_for_are_a_bad_answer(kind: str) -> None:
+    """`parallel_tool_calls: false` and a named choice mean one; a node may not sell two."""
+
+    def on_event(event: bytes) -> list[bytes]:
+        value = json.loads(event[6:])
+        (choice,) = value["choices"]
+        if choice["finish_reason"] is None:
+            return [event]
+        function = {"name": "look", "arguments": "{}"}
+        call = {"index": 1, "id": "call_x", "type": "function", "function": function}
+        more = {**choice, "delta": {"tool_calls": [call]}, "finish_reason": None}
+        return [b"data: " + json.dumps({**value, "choices": [more]}).encode(), event]
+
+    async with pool() as made:
+        made.liar.on_event = on_event
+        answer = await made.chat(max_tokens=300, **ASKS[kind])
+        assert (answer.status, answer.code) == (502, "node_failed")
+        assert made.booked() == 0, "and nothing is paid for it"
+
+
 async def test_nodes_that_cannot_are_named() -> None:
     async with pool() as made:
         made.nodes[0].engine.parameters = frozenset()
