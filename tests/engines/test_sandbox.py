@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from onnx_writer import row_sums
 
-from inferpool.engines import llamacpp, sandbox
+from inferpool.engines import gguf_control, llamacpp, sandbox
 from inferpool.engines.base import Progress, Sampling, TextCall
 from inferpool.engines.llamacpp import LlamaCppEngine
 from inferpool.engines.onnx import OnnxEngine
@@ -291,7 +291,7 @@ async def test_the_real_child_serves_under_the_filter_alone(
     gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine's own child, on a kernel as without Landlock."""
-    for found in (llamacpp.CHILD_SCRIPT, Path(sandbox.__file__)):
+    for found in (llamacpp.CHILD_SCRIPT, Path(gguf_control.__file__), Path(sandbox.__file__)):
         shutil.copy(found, tmp_path)
     with (tmp_path / "sandbox.py").open("a") as module:
         module.write("\n\ndef landlock_abi() -> int:\n    return 0\n")
