@@ -11,16 +11,15 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from inferpool.daemon.http import Http
 from inferpool.home import Home
 from inferpool.identity.certificate import TlsIdentity
 from inferpool.protocol.errors import Refused
-from inferpool.protocol.limits import READER_STALL_S
 from inferpool.transport.relayed import Reach
 from inferpool.transport.tls import HTTP2, server_context
 
@@ -64,56 +63,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _Joined:
-    """A connection whose answer's head waits for the body that comes with it.
-
-    The server writes them one after the other, and a write is a system call and a packet: joined,
-    a small answer costs the kernel half, and wakes its reader once. The head of a stream, whose
-    body comes later, leaves at the end of this turn of the loop.
-    """
-
-    __slots__ = ("_head", "_loop", "_transport")
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        """Send, or keep a head for a moment."""
-        if self._head:
-            data, self._head = self._head + data, b""
-        elif data.startswith(b"HTTP/1.1 "):
-            self._head = data
-            self._loop.call_soon(self.flush)
-            return
-        self._transport.write(data)
-
-    def flush(self) -> None:
-        """Send a head that has no body yet."""
-        if self._head:
-            data, self._head = self._head, b""
-            self._transport.write(data)
-
-    def close(self) -> None:
-        """Send what is kept, then close; a reader that takes none of it is not waited for."""
-        self.flush()
-        self._transport.close()
-        if self._transport.get_write_buffer_size():
-            self._loop.call_later(READER_STALL_S, self._transport.abort)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-class _Http(HttpToolsProtocol):
-    """HTTP whose small answers are one write."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.transport = cast(asyncio.Transport, _Joined(transport, self.loop))
-
-
-class _Relayed(_Http):
+class _Relayed(Http):
     """HTTP on a connection that we dialled: its caller is nobody on this machine."""
 
     def __init__(self, server: uvicorn.Server, on_lost: Callable[[], None]) -> None:
@@ -199,7 +149,7 @@ async def run_role(
     stop = _stop_event()
     config = uvicorn.Config(
         app,
-        http=_Http,
+        http=Http,
         lifespan="off",
         log_level=log_level,
         access_log=False,

@@ -90,7 +90,8 @@ class Caller:
 
     async def begin(self, now_ms: int, shared: SharedLimits | None = None) -> None:
         """A request of it begins, and `end` follows. Raises RateLimited, Unavailable."""
-        self.shared = shared if shared is not None and shared.concerns(self.account) else None
+        if shared is not None and shared.concerns(self.account):
+            self.shared = shared
         if self.shared is not None:
             await self.shared.begin(self.account)
         else:
@@ -124,6 +125,14 @@ class Caller:
         for rate in self.rates:
             if rate.tokens.per_minute is not None:
                 rate.tokens.take(units)
+
+    @property
+    def tells_rates(self) -> bool:
+        """Whether there is a limit that headers would tell of."""
+        for rate in self.rates:
+            if rate.requests.per_minute is not None or rate.tokens.per_minute is not None:
+                return True
+        return False
 
     def rate_headers(self, now_ms: int) -> Sequence[Header]:
         """OpenAI's headers, of the key's own limits, else of its team's."""

@@ -207,9 +207,10 @@ class GatewayApp:
         gateway = self._gateway
         gateway.ledger.journal.check()
         now_ms = gateway.clock.now_ms
-        request.added = lambda: caller.rate_headers(now_ms())
         if caller.walk_in is not None:
             request.added = caller.walk_in.headers
+        elif caller.tells_rates:
+            request.added = lambda: caller.rate_headers(now_ms())
         await caller.begin(now_ms(), gateway.shared)
         try:
             await serve(request, body, caller)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -74,7 +74,7 @@ class Gateway:
     routes: RouteBook
     clock: Clock
     sampling: Callable[[bytes], dict[str, float]]
-    random: Callable[[int], bytes] = secrets.token_bytes
+    random: Callable[[int], bytes] = os.urandom
     value_of_time_pico_usd_per_s: int = 0
     fee_bps: int = 0  # on top of what nodes charge, in hundredths of a percent
     shared: SharedLimits | None = None  # where other processes use the same accounts

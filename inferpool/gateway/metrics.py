@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 from inferpool.gateway.directory import Directory
 from inferpool.gateway.flights import Flights
-from inferpool.metrics import FIRST_TOKEN_BUCKETS_S, Labels, Registry
+from inferpool.metrics import FIRST_TOKEN_BUCKETS_S, SERIES_MAX, Labels, Registry
 from inferpool.payments.payer_ledger import AttemptRecord, PayerLedger
 
 _MODEL = "model_name"
 _NODES = "inferpool_gateway_nodes"
 KNOWN_TO_ALL = frozenset({_NODES})  # which each process of a gateway tells of the same things
+_SETTLED = (  # what is summed up of each settled attempt, in this order
+    ("vllm:prompt_tokens_total", "Units that went to nodes: tokens, rows, seconds."),
+    ("vllm:generation_tokens_total", "Units that nodes gave: tokens, steps."),
+    ("inferpool_gateway_receipts_total", "Receipts checked and booked."),
+    ("inferpool_gateway_charged_pico_usd_total", "What nodes charged."),
+    ("inferpool_gateway_billed_pico_usd_total", "What clients were billed."),
+)
 
 
 class GatewayMetrics:
@@ -24,27 +32,17 @@ class GatewayMetrics:
         made = self._registry = Registry()
         self._flights = flights
         made.gauge("vllm:num_requests_running", "Attempts at nodes now.", self._running, _MODEL)
-        self._prompt = made.count(
-            "vllm:prompt_tokens_total", "Units that went to nodes: tokens, rows, seconds.", _MODEL
-        )
-        self._output = made.count(
-            "vllm:generation_tokens_total", "Units that nodes gave: tokens, steps.", _MODEL
-        )
+        self._settled: dict[str, list[int]] = {}  # by model, in the order of `_SETTLED`
+        for at, (name, what) in enumerate(_SETTLED[:2]):
+            made.gauge(name, what, partial(self._sums, at), _MODEL, kind="counter")
         self._first = made.histogram(
             "vllm:time_to_first_token_seconds",
             "From the start of an attempt to its first chunk.",
             FIRST_TOKEN_BUCKETS_S,
             _MODEL,
         )
-        self._receipts = made.count(
-            "inferpool_gateway_receipts_total", "Receipts checked and booked.", _MODEL
-        )
-        self._charged = made.count(
-            "inferpool_gateway_charged_pico_usd_total", "What nodes charged.", _MODEL
-        )
-        self._billed = made.count(
-            "inferpool_gateway_billed_pico_usd_total", "What clients were billed.", _MODEL
-        )
+        for at, (name, what) in enumerate(_SETTLED[2:], 2):
+            made.gauge(name, what, partial(self._sums, at), _MODEL, kind="counter")
         self._refused = made.count(
             "inferpool_gateway_refusals_total", "Requests answered with an error.", "code"
         )
@@ -66,14 +64,21 @@ class GatewayMetrics:
         now = Counter(flight.record.model for flight in self._flights().active.values())
         return [((model,), count) for model, count in now.items()]
 
+    def _sums(self, at: int) -> list[tuple[Labels, float]]:
+        return [((model,), sums[at]) for model, sums in self._settled.items()]
+
     def settled(self, record: AttemptRecord) -> None:
         """An attempt was settled by its receipt, and billed."""
         model = record.model
-        self._prompt.add(record.prompt_units, model)
-        self._output.add(record.output_units, model)
-        self._charged.add(record.charge_pico_usd, model)
-        self._billed.add(record.billed_pico_usd, model)
-        self._receipts.add(1, model)
+        sums = self._settled.get(model)
+        if sums is None:
+            name = model if len(self._settled) < SERIES_MAX else "other"
+            sums = self._settled.setdefault(name, [0] * len(_SETTLED))
+        sums[0] += record.prompt_units
+        sums[1] += record.output_units
+        sums[2] += 1
+        sums[3] += record.charge_pico_usd
+        sums[4] += record.billed_pico_usd
         if record.first_ms:
             self._first.observe((record.first_ms - record.started_ms) / 1000, model)
 

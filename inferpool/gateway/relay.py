@@ -147,7 +147,7 @@ async def run(
     """The answer of the first node that gives one. Raises BadRequest, Unavailable."""
     preferences = errand.preferences
     route = only or gateway.route(errand.job, caller, preferences=preferences)
-    last: InferpoolError = Unavailable("No node was tried.", code="no_node")
+    last: InferpoolError | None = None
     async with gateway.hold(caller, route) as hold:
         left = deque(hold.candidates[:ATTEMPTS_MAX])
         while left:
@@ -166,7 +166,7 @@ async def run(
                 return answer
         if isinstance(last, PaymentRequired):
             last = Unavailable(f"No node took our payment: {last.message}", code="no_node")
-        raise last
+        raise last or Unavailable("No node was tried.", code="no_node")
 
 
 async def _first_of_two(

@@ -100,7 +100,7 @@ class Service:
     @property
     def call_class(self) -> tuple[bytes, str]:
         """Calls that take comparable time at one node: manifest and task."""
-        return self.manifest, self.task.value
+        return self.manifest, self.task
 
     def struct_hash(self) -> bytes:
         """EIP-712 hash of the struct."""

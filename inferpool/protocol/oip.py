@@ -8,7 +8,7 @@ Source: KServe's Open Inference Protocol and Triton's binary tensor data extensi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Final, NamedTuple, NoReturn
 
@@ -16,6 +16,7 @@ from inferpool.protocol.body import read_json
 from inferpool.protocol.errors import BadRequest
 from inferpool.protocol.job import Job, Task
 from inferpool.protocol.limits import BODY_TENSOR_MAX, RANK_MAX, ROWS_MAX, TENSORS_MAX, TEXT_MAX
+from inferpool.protocol.value import value
 
 # Bytes of one element; BYTES has no fixed size.
 DATATYPES: Final[dict[str, int]] = {
@@ -65,27 +66,24 @@ class OutputWish:
     binary: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class InferRequest:
-    """A valid request. `outputs` empty: all of them, `binary_outputs` says in which form."""
+    """A valid request. `outputs` empty: all of them, `binary_outputs` says in which form.
+
+    `rows` are those to price: the greatest first dimension of any input, 1 for a scalar. The caller
+    orders the inputs, so the first one alone could be a decoy of one row.
+    """
 
     model: str
     id: str
     inputs: tuple[InputTensor, ...]
     outputs: tuple[OutputWish, ...]
     binary_outputs: bool
+    rows: int = field(init=False)
 
-    @property
-    def rows(self) -> int:
-        """Rows to price: the greatest first dimension of any input, 1 for a scalar.
-
-        The caller orders the inputs, so the first one alone could be a decoy of one row.
-        """
-        most = 0
-        for tensor in self.inputs:
-            rows = tensor.shape[0] if tensor.shape else 1
-            most = max(most, rows)
-        return most
+    def __post_init__(self) -> None:
+        rows = max((item.shape[0] if item.shape else 1 for item in self.inputs), default=0)
+        object.__setattr__(self, "rows", rows)
 
     @property
     def job(self) -> Job:
@@ -114,14 +112,13 @@ def _parse(model: str, data: bytes, header_length: bytes | None) -> InferRequest
     tensors = (_plain(inputs) if not raw else None) or _strict(inputs, raw)
     if len(tensors) > 1 and len({tensor.name for tensor in tensors}) < len(tensors):
         _fail("inputs", "Two inputs have the same name.")
-    parameters = _parameters(body, "parameters", _REQUEST_PARAMETERS)
-    request = InferRequest(
-        model=model,
-        id=_id(body.get("id")),
-        inputs=tuple(tensors),
-        outputs=_outputs(body.get("outputs")),
-        binary_outputs=_flag(parameters, "binary_data_output", "parameters"),
-    )
+    if len(body) == 1:
+        request = InferRequest(model, "", tuple(tensors), (), False)
+    else:
+        parameters = _parameters(body, "parameters", _REQUEST_PARAMETERS)
+        binary = _flag(parameters, "binary_data_output", "parameters")
+        outputs = _outputs(body.get("outputs"))
+        request = InferRequest(model, _id(body.get("id")), tuple(tensors), outputs, binary)
     if not 0 < request.rows <= ROWS_MAX:
         _fail("inputs", f"a request must have 1 to {ROWS_MAX} rows.")
     return request

@@ -77,6 +77,9 @@ class Answer:
 
     async def read(self, limit: int) -> bytes:
         """The whole body. Raises AnswerInvalid past `limit` bytes, ConnectionCut."""
+        if self._done and self._error is None and len(self._parts) == 1 and self._size <= limit:
+            self._size = 0
+            return self._parts.pop()  # it came with its head, as small answers do
         parts, size = [], 0
         async for part in self:
             size += len(part)

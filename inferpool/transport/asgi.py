@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import orjson
@@ -62,12 +62,26 @@ def unserved(request: HttpRequest, methods: Sequence[str]) -> BadRequest:
     return BadRequest(f"{request.method} {request.path} is not served here.", code="not_found")
 
 
+class Direct(Protocol):
+    """What a server of ours offers beside ASGI's messages, in the scope `inferpool.direct`: small
+    requests and answers without them."""
+
+    def whole_body(self) -> bytes | None:
+        """The body that nobody has read yet; None where it has to be waited for."""
+        ...
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> bool:
+        """Send a whole answer, its length included; False, and nothing sent, where it goes by
+        messages. RuntimeError for a header that is none."""
+        ...
+
+
 class HttpRequest:
     """One request. Header names are lower case; of repeated ones the first counts."""
 
     __slots__ = (
-        "_body_read", "_receive", "_send", "added", "client_host", "headers", "method", "path",
-        "query",
+        "_body_read", "_direct", "_receive", "_send", "added", "client_host", "headers", "method",
+        "path", "query",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,12 +94,14 @@ class HttpRequest:
         self.query: bytes = scope.get("query_string", b"")
         self.added: Callable[[], Headers] = tuple  # headers of every answer, asked when it begins
         self._receive, self._send = receive, send
+        self._direct: Direct | None = scope.get("inferpool.direct")
         self._body_read = False
 
     def through(
         self, receiving: Callable[[Receive], Receive], sending: Callable[[Send], Send]
     ) -> None:
         """Put something between the caller and what is received and sent from now on."""
+        self._direct = None
         self._receive, self._send = receiving(self._receive), sending(self._send)
 
     async def pass_on(self, message: Message) -> None:
@@ -105,7 +121,7 @@ class HttpRequest:
 
     def open_to_pages(self) -> None:
         """Let the web page that asks read the answer, whichever one it is."""
-        send = self._send
+        self._direct, send = None, self._send
 
         async def opened(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -143,15 +159,20 @@ class HttpRequest:
         declared = self.headers.get(b"content-length", b"0")
         if not declared.isdigit() or len(declared) > 15 or int(declared) > limit:
             raise BadRequest(f"The body is over {limit} bytes.", code="body_too_large")
-        message = await self._receive()
-        parts = [self._part(message)]
-        size = len(parts[0])
-        while message.get("more_body"):
+        whole = self._direct.whole_body() if self._direct is not None else None
+        if whole is not None:
+            parts, size, more = [whole], len(whole), False
+        else:
+            message = await self._receive()
+            parts = [self._part(message)]
+            size, more = len(parts[0]), message.get("more_body", False)
+        while more and size <= limit:
             message = await self._receive()
             parts.append(self._part(message))
             size += len(parts[-1])
-            if size > limit:
-                raise BadRequest(f"The body is over {limit} bytes.", code="body_too_large")
+            more = message.get("more_body", False)
+        if size > limit:
+            raise BadRequest(f"The body is over {limit} bytes.", code="body_too_large")
         self._body_read = True
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -182,8 +203,10 @@ class HttpRequest:
 
     async def answer(self, status: int, body: bytes, headers: Headers = (JSON,)) -> None:
         """A whole answer."""
-        length = (b"content-length", str(len(body)).encode())
-        sent = [*headers, *self.added(), length]
+        sent = [*headers, *self.added()]
+        if self._direct is not None and self._direct.answer(status, sent, body):
+            return
+        sent.append((b"content-length", b"%d" % len(body)))
         await self._send({"type": "http.response.start", "status": status, "headers": sent})
         await self._send({"type": "http.response.body", "body": body})
 

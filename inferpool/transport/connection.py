@@ -53,7 +53,10 @@ class Connection(asyncio.BufferedProtocol):
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._transport: asyncio.Transport | None = None
         self._poll = select.poll()
+        self._loop = asyncio.get_running_loop()
         self._head: asyncio.Future[Answer] | None = None
+        self._due_s, self._fires_s = 0.0, 0.0  # when the head must be there; of the timer
+        self._timer: asyncio.TimerHandle | None = None
         self._answer: Answer | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._paused = False
@@ -71,11 +74,12 @@ class Connection(asyncio.BufferedProtocol):
         """Send a request; return when the answer's head is there. The connection must be free."""
         assert self._transport is not None
         assert self._head is None, "one exchange at a time"
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
+        future: asyncio.Future[Answer] = self._loop.create_future()
         self._head = future
         self._begin(method)
-        timer = loop.call_later(timeout_s, self._time_out, future, timeout_s)
+        self._patience_s, self._due_s = timeout_s, self._loop.time() + timeout_s
+        if self._timer is None or self._fires_s > self._due_s:
+            self._arm()
         if len(body) <= JOIN_BYTES:
             self._transport.write(head + body)
         else:
@@ -90,8 +94,6 @@ class Connection(asyncio.BufferedProtocol):
             elif not future.cancelled() and future.exception() is None:
                 await future.result().close()
             raise
-        finally:
-            timer.cancel()
 
     def abort(self) -> None:
         """Close at once; the server sees it with its next read."""
@@ -114,9 +116,22 @@ class Connection(asyncio.BufferedProtocol):
         self._framed = False
         self.answered = False
 
-    def _time_out(self, head: asyncio.Future[Answer], timeout_s: float) -> None:
-        if self._head is head:
-            self._stop(AnswerTimeout(f"no answer within {timeout_s:g} s"))
+    # One timer for many exchanges: it looks, when it fires, whether one is late, and sleeps on.
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fires_s = self._due_s
+        self._timer = self._loop.call_at(self._due_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._head is None:
+            return
+        if self._loop.time() < self._due_s:
+            self._arm()
+        else:
+            self._stop(AnswerTimeout(f"no answer within {self._patience_s:g} s"))
 
     # -- asyncio's side --------------------------------------------------------------------------
 
@@ -226,6 +241,9 @@ class Connection(asyncio.BufferedProtocol):
         if self.closed:
             return
         self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         future, answer, self._head, self._answer = self._head, self._answer, None, None
         if future is not None and not future.done():
             future.set_exception(error)

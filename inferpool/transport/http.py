@@ -99,13 +99,15 @@ class HttpTransport:
         round trip is a ConnectionCut, and the caller decides with a new attempt and a new id.
         """
         head = self._request_head(method, path, headers, body)
-        deadline_s = asyncio.get_running_loop().time() + timeout_s
         connection = self._reusable()
+        if connection is not None and method not in _SAFE:
+            return await connection.exchange(method, head, body, timeout_s)
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
         if connection is not None:
             try:
                 return await connection.exchange(method, head, body, timeout_s)
             except ConnectionCut:
-                if connection.answered or method not in _SAFE or self._closed:
+                if connection.answered or self._closed:
                     raise
         connection = await self._connect(timeout_s)
         left_s = deadline_s - asyncio.get_running_loop().time()
@@ -129,20 +131,23 @@ class HttpTransport:
     # -- the request -----------------------------------------------------------------------------
 
     def _request_head(self, method: str, path: str, headers: Headers, body: bytes) -> bytes:
-        lines = [f"{method} {self._prefix}{path} HTTP/1.1\r\n".encode("ascii"), self._host_line]
+        parts = [f"{method} {self._prefix}{path} HTTP/1.1\r\n".encode("ascii"), self._host_line]
         for name, value in headers:
             if name in _OURS:
                 raise ValueError(f"the transport sets {name.decode()} itself")
-            lines.append(b"%b: %b\r\n" % (name, value))
+            parts += (name, b": ", value, b"\r\n")
+        lines = len(headers) + 3
         if body or method not in _SAFE:
-            lines.append(b"content-length: %d\r\n" % len(body))
-        head = b"".join(lines)
+            parts.append(b"content-length: %d\r\n" % len(body))
+            lines += 1
+        parts.append(b"\r\n")
+        head = b"".join(parts)
         # One line end per line, or something in a header or the path tries to be two lines.
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
+        if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
             raise ValueError("a line end within the request's path or headers")
-        if lines[0].count(b" ") != 2:
+        if parts[0].count(b" ") != 2:
             raise ValueError("a space within the request's path")
-        return head + b"\r\n"
+        return head
 
     # -- the pool --------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from inferpool.daemon.serving import _Joined
+from inferpool.daemon.http import _Joined
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
 
