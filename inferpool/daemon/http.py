@@ -141,6 +141,17 @@ class _Cycle(RequestResponseCycle):
         self.on_response()
         return True
 
+    def part(self, data: bytes) -> bool:
+        """See Direct."""
+        if not self.chunked_encoding or self.response_complete:
+            return False
+        if not self.disconnected:
+            if self.flow.write_paused:
+                return False
+            if data:
+                self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
 
 class Http(HttpToolsProtocol):
     """HTTP whose small answers are one write."""

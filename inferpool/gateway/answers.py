@@ -189,7 +189,8 @@ class StreamedAnswer:
 
     async def texts(self, texts: Sequence[tuple[str, Tokens]]) -> None:
         """A chunk for each; those that came together leave together."""
-        await self._open()
+        if not self.started:
+            await self._open()
         if self._around is None or self._tells:
             made = [self._form.piece(self._head, t, self._logprobs(tokens)) for t, tokens in texts]
             await self._request.send(b"".join(map(answers.event, made)))

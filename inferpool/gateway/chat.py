@@ -181,7 +181,8 @@ class TextRun:
             try:
                 async with aclosing(stream.pieces()) as pieces:
                     async for together in pieces:
-                        self._started(flight)
+                        if not flight.record.first_ms:
+                            self._started(flight)
                         await self._deliver(together, candidate.service)
             except AnswerInvalid:
                 raise  # what came is not what was asked for, however much of it there is
@@ -209,12 +210,14 @@ class TextRun:
         texts: list[tuple[str, Tokens]] = []
         for piece in together:
             delivered.pending += piece.ids
-            delivered.tokens += piece.tokens
+            if piece.tokens:
+                delivered.tokens += piece.tokens
             if piece.text:
                 delivered.text = True
                 delivered.ids += delivered.pending
                 delivered.pending = []
-                texts.append((piece.text, delivered.take_tokens()))
+                tokens = delivered.take_tokens() if delivered.tokens else ()
+                texts.append((piece.text, tokens))
         if texts:
             await self.answer.texts(texts)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Final
 
 import orjson
 
+from inferpool.gateway.alike import Alike
 from inferpool.payments.checks import ReceiptInvalid
 from inferpool.protocol.calls import CallDelta
 from inferpool.protocol.errors import CODES, BadRequest, InferpoolError, Refused, Unavailable
@@ -91,6 +93,8 @@ class NodeStream:
         self._response, self._max_output, self._form = response, max_output, form
         self._tools, self._begun = tools, 0  # calls
         self._tells = tells  # whether each id has to come with its log-probability
+        # What has neither log-probabilities nor calls is text and ids alone.
+        self._alike = None if tells or tools is not None else Alike(partial(_plain, form))
         self._hash = hashlib.sha256()
         self._bytes = 0
         self.output_units = 0
@@ -155,6 +159,13 @@ class NodeStream:
         return found, None
 
     def _read(self, data: bytes) -> Piece | None:
+        known = self._alike.read(data) if self._alike is not None else None
+        if known is not None:
+            self._hash.update(data + b"\n")
+            text, ids = known
+            self.texts += bool(text)
+            self._count(len(data), len(ids))
+            return Piece(text, ids)
         if data == _DONE:
             raise ConnectionCut("The node's stream ended without a receipt.")
         try:
@@ -174,17 +185,22 @@ class NodeStream:
                 self.failure = error_of(value)
             return None
         self._hash.update(data + b"\n")
-        self._bytes += len(data)
         choice = _choice(value)
         text, finish = _text(choice, self._form), _finish(choice)
         calls = self._calls(choice) if self._tools is not None else ()
         self.texts += bool(text or calls)
         self.finish = finish or self.finish
         ids = _ids(ours)
-        self.output_units += len(ids)
+        self._count(len(data), len(ids))
+        if self._alike is not None and finish is None:
+            self._alike.learn(data, text, ids)
+        return Piece(text, ids, self._tokens(choice, ids), calls)
+
+    def _count(self, size: int, ids: int) -> None:
+        self._bytes += size
+        self.output_units += ids
         if self.output_units > self._max_output or self._bytes > ANSWER_MAX:
             raise AnswerInvalid("The node sent more than was asked for.")
-        return Piece(text, ids, self._tokens(choice, ids), calls)
 
     def _calls(self, choice: dict[str, object]) -> tuple[CallDelta, ...]:
         """The chunk's calls, each of a function that may be called, one after another."""
@@ -233,6 +249,17 @@ def error_of(value: dict[str, object]) -> InferpoolError:
     return Unavailable(f"The node's engine failed in mid-answer: {message}", code="engine_failed")
 
 
+def _plain(form: Form, data: bytes) -> tuple[str, tuple[int, ...]]:
+    """Text and ids of a chunk that is nothing else. Raises AnswerInvalid, JSONDecodeError."""
+    value = orjson.loads(data)
+    if not isinstance(value, dict):
+        raise AnswerInvalid("The node sent an event that is not a chunk.")
+    ours, choice = value.get("inferpool"), _choice(value)
+    if _finish(choice) is not None or (isinstance(ours, dict) and "receipt" in ours):
+        raise AnswerInvalid("The node sent an end where a text was expected.")
+    return _text(choice, form), _ids(ours)
+
+
 def _choice(value: dict[str, object]) -> dict[str, object]:
     """A chunk's one choice."""
     choices = value.get("choices")
@@ -257,6 +284,9 @@ def _ids(ours: object) -> tuple[int, ...]:
     ids = ours.get("ids") if isinstance(ours, dict) else None
     if ids is None:
         return ()
-    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**32 for i in ids):
+    if not isinstance(ids, list):
         raise AnswerInvalid("The node sent token ids that are none.")
+    for number in ids:
+        if type(number) is not int or not 0 <= number < 2**32:
+            raise AnswerInvalid("The node sent token ids that are none.")
     return tuple(ids)

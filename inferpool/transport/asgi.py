@@ -75,6 +75,11 @@ class Direct(Protocol):
         messages. RuntimeError for a header that is none."""
         ...
 
+    def part(self, data: bytes) -> bool:
+        """Send a part of a streamed answer; False, and nothing sent, where it goes by a message,
+        as where the reader has to be waited for."""
+        ...
+
 
 class HttpRequest:
     """One request. Header names are lower case; of repeated ones the first counts."""
@@ -223,6 +228,8 @@ class HttpRequest:
 
     async def send(self, data: bytes) -> None:
         """One part of a streamed answer; waits while the reader is slow."""
+        if self._direct is not None and self._direct.part(data):
+            return
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:

@@ -48,7 +48,7 @@ class Patience:
         except StopIteration as done:
             found: T = done.value
             return found
-        task = self._task = asyncio.current_task()
+        task = self._task = asyncio.current_task(self._loop)
         assert task is not None, "only a task waits"
         before = task.cancelling()
         self._spent = False
