@@ -12,13 +12,14 @@ from typing import Final
 import orjson
 from sqlalchemy import bindparam, delete, select
 
-from inferpool.gateway.router import Route
+from inferpool.gateway.router import Route, unpacked
 from inferpool.payments.journal import Journal, Write, upsert
 from inferpool.payments.schema import ROUTES
 from inferpool.protocol.limits import ROUTES_KEPT_MAX
 
 FLUSH_S: Final = 1.0
 _SWEEP_EVERY: Final = 1000  # choices
+_ROW: Final = ("client_request_id", "number", "at_ms", "account", "data")
 
 
 class RouteBook:
@@ -27,6 +28,7 @@ class RouteBook:
     def __init__(self, journal: Journal, kept_max: int = ROUTES_KEPT_MAX) -> None:
         self._journal, self._kept_max = journal, kept_max
         self._save = upsert(journal, ROUTES, "client_request_id", "number")
+        assert self._save.names == _ROW, "rows are written by position"
         self._forget = journal.compile(delete(ROUTES).where(ROUTES.c.at_ms < bindparam("before")))
         self._pending: list[tuple[str, int, str, Route]] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -48,13 +50,7 @@ class RouteBook:
         writes = [
             Write(
                 self._save,
-                {
-                    "client_request_id": client_id,
-                    "number": number,
-                    "at_ms": route.at_ms,
-                    "account": account,
-                    "data": orjson.dumps(route.trace()),
-                },
+                (client_id, number, route.at_ms, account, orjson.dumps(route.packed())),
             )
             for client_id, number, account, route in pending
         ]
@@ -80,4 +76,10 @@ class RouteBook:
         rows = self._journal.read(query.order_by(ROUTES.c.number))
         if not rows:
             return None
-        return rows[0].account, [orjson.loads(row.data) for row in rows]
+        return rows[0].account, [read_choice(row.data) for row in rows]
+
+
+def read_choice(data: bytes) -> dict[str, object]:
+    """A choice as it was stored: by position, or by name as earlier versions wrote it."""
+    value = orjson.loads(data)
+    return unpacked(value) if isinstance(value, list) else dict(value)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from inferpool.gateway.affinity import Blocks, PrefixMap
 from inferpool.gateway.nodes import KnownNode
@@ -53,6 +53,19 @@ MISS_SHARE: Final = 0.1  # of a first token's time, for each prompt that it was 
 LEAST_PICO_USD_PER_S: Final = 100_000
 
 
+# A trace's members in the order in which they are stored.
+CANDIDATE: Final = (
+    *("node", "class", "price_pico_usd", "time_pico_usd", "risk_pico_usd", "trust_pico_usd"),
+    *("maximum_pico_usd", "first_ms", "whole_ms", "late_ms", "wait_ms", "warm_units"),
+    *("in_flight", "held_back", "how"),
+)
+COMPARED: Final = (*CANDIDATE, "cost_pico_usd", "why")
+ROUTE: Final = (
+    *("at_ms", "model", "task", "offers", "units_in", "units_out"),
+    *("value_of_time_pico_usd_per_s", "passed", "candidates"),
+)
+
+
 @dataclass(slots=True, eq=False)
 class Candidate:
     """A node that can take the job, with the factors of its cost in pico-USD."""
@@ -78,25 +91,29 @@ class Candidate:
         """The expected cost."""
         return self.price_pico_usd + self.time_pico_usd + self.risk_pico_usd + self.trust_pico_usd
 
+    def packed(self) -> tuple[object, ...]:
+        """For the stored trace: in the order of `CANDIDATE`."""
+        return (
+            to_hex(self.node.address),
+            self.service.engine_class,
+            self.price_pico_usd,
+            self.time_pico_usd,
+            self.risk_pico_usd,
+            self.trust_pico_usd,
+            self.maximum_pico_usd,
+            self.first_ms,
+            self.whole_ms,
+            self.late_ms,
+            self.wait_ms,
+            self.warm_units,
+            self.in_flight,
+            self.held_back,
+            self.how,
+        )
+
     def trace(self) -> dict[str, object]:
-        """For the stored trace."""
-        return {
-            "node": to_hex(self.node.address),
-            "class": self.service.engine_class,
-            "price_pico_usd": self.price_pico_usd,
-            "time_pico_usd": self.time_pico_usd,
-            "risk_pico_usd": self.risk_pico_usd,
-            "trust_pico_usd": self.trust_pico_usd,
-            "maximum_pico_usd": self.maximum_pico_usd,
-            "first_ms": self.first_ms,
-            "whole_ms": self.whole_ms,
-            "late_ms": self.late_ms,
-            "wait_ms": self.wait_ms,
-            "warm_units": self.warm_units,
-            "in_flight": self.in_flight,
-            "held_back": self.held_back,
-            "how": self.how,
-        }
+        """By name."""
+        return dict(zip(CANDIDATE, self.packed(), strict=True))
 
 
 @value
@@ -129,27 +146,31 @@ class Route:
     at_ms: int = 0
     passed: dict[str, int] = field(default_factory=dict)  # why others were passed by
 
-    def trace(self) -> dict[str, object]:
-        """For the store: no text, only sizes, money, times and reasons."""
+    def packed(self) -> tuple[object, ...]:
+        """For the store, in the order of `ROUTE`: no text, only sizes, money, times and reasons."""
         found = self.candidates
-        return {
-            "at_ms": self.at_ms,
-            "model": self.model,
-            "task": self.task,
-            "offers": self.offers,
-            "units_in": self.units_in,
-            "units_out": self.units_out,
-            "value_of_time_pico_usd_per_s": self.pico_usd_per_s,
-            "passed": self.passed,
-            "candidates": [
-                {
-                    **candidate.trace(),
-                    "cost_pico_usd": candidate.cost_pico_usd,
-                    "why": why_not(candidate, found[0]),
-                }
-                for candidate in found
-            ],
-        }
+        return (
+            self.at_ms,
+            self.model,
+            self.task,
+            self.offers,
+            self.units_in,
+            self.units_out,
+            self.pico_usd_per_s,
+            self.passed,
+            [(*item.packed(), item.cost_pico_usd, why_not(item, found[0])) for item in found],
+        )
+
+    def trace(self) -> dict[str, object]:
+        """By name, as it is shown."""
+        return unpacked(self.packed())
+
+
+def unpacked(packed: Sequence[Any]) -> dict[str, object]:
+    """What `Route.packed` gave, by name."""
+    route = dict(zip(ROUTE, packed, strict=True))
+    route["candidates"] = [dict(zip(COMPARED, item, strict=True)) for item in packed[-1]]
+    return route
 
 
 def why_not(loser: Candidate, winner: Candidate) -> str:

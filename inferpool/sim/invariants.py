@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from typing import Any
 
-import orjson
 from sqlalchemy import select
 
 from inferpool.chain.memory import MemoryChain
+from inferpool.gateway.route_book import read_choice
 from inferpool.payments.payee import PayeeChannel
 from inferpool.payments.schema import (
     ATTEMPTS,
@@ -263,10 +263,10 @@ def check_routes(gateway: SimGateway) -> None:
         require(0 <= node.failures <= 1, "a share is a share", failures=node.failures)
     priced: dict[str, set[str]] = {}
     for row in gateway.journal.read(select(ROUTES)):
-        trace = orjson.loads(row.data)
-        costs = [item["cost_pico_usd"] for item in trace["candidates"]]
+        candidates: Any = read_choice(row.data)["candidates"]
+        costs = [item["cost_pico_usd"] for item in candidates]
         require(all(cost >= 0 for cost in costs), "costs are never negative", costs=costs)
-        nodes = {item["node"] for item in trace["candidates"]}
+        nodes = {item["node"] for item in candidates}
         priced.setdefault(row.client_request_id, set()).update(nodes)
     for row in gateway.journal.read(select(ATTEMPTS)):
         known = priced.get(row.client_request_id)

@@ -9,7 +9,7 @@ from typing import Any
 from inferpool.gateway.route_book import RouteBook
 from inferpool.gateway.router import Route
 from inferpool.payments.budget import Account
-from inferpool.payments.journal import MemoryJournal
+from inferpool.payments.journal import MemoryJournal, Write
 from tests.gateway.parts import KEY_HEADER, Pool, pool, url_of
 
 CONTROL = [(b"authorization", b"Bearer control")]
@@ -107,3 +107,10 @@ async def test_the_book_is_bounded() -> None:
     assert 50 <= kept <= 50 + 1200
     assert await book.find("req_0") is None
     assert await book.find("req_2999") == ("a", [Route([], at_ms=2999).trace()])
+
+
+async def test_a_choice_of_an_earlier_version_is_read() -> None:
+    journal = MemoryJournal()
+    book, then = RouteBook(journal), Route([], model="m", at_ms=5, passed={"silent": 2}).trace()
+    await journal.write([Write(book._save, ("req_then", 0, 5, "a", json.dumps(then).encode()))])
+    assert await book.find("req_then") == ("a", [then])
