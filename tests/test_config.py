@@ -11,7 +11,9 @@ import pytest
 from inferpool.chain.memory import MemoryChain
 from inferpool.clock import SystemClock
 from inferpool.config import SECTIONS, Config, load
-from inferpool.daemon.gateway import directory_of
+from inferpool.daemon.gateway import directory_of, serve_gateway
+from inferpool.daemon.workers import Worker
+from inferpool.home import Home
 from inferpool.protocol.errors import Refused
 from inferpool.transport.base import ConnectFailed
 
@@ -175,3 +177,14 @@ def test_who_can_be_reached_calls_no_private_address(
         with pytest.raises(ConnectFailed) as refused:
             asyncio.run(dial(url))
         assert ("private address" in refused.value.message) is not called
+
+
+@pytest.mark.parametrize("shared", [{"gateway.workers": 2}, {"gateway.db": "postgresql://u@h/x"}])
+def test_who_sells_by_x402_shares_its_book_with_no_other_process(
+    tmp_path: Path, shared: dict[str, object]
+) -> None:
+    """Two processes that do not know of each other's answers would take one voucher twice."""
+    config = load(None, {}, {"gateway.x402": True, **shared})
+    with pytest.raises(Refused, match="a book and a process of its own") as raised:
+        asyncio.run(serve_gateway(config, Home(tmp_path), Worker()))
+    assert (raised.value.code, raised.value.param) == ("bad_config", "gateway.x402")
