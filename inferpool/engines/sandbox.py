@@ -70,6 +70,7 @@ _REFUSED: Final = {
     "unlink": (87, -1), "unlinkat": (263, 35), "mknod": (133, -1), "mknodat": (259, 33),
     "chmod": (90, -1), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
     "chown": (92, -1), "fchown": (93, 55), "lchown": (94, -1), "fchownat": (260, 54),
+    "setxattrat": (463, 463), "removexattrat": (466, 466), "file_setattr": (469, 469),
     "utime": (132, -1), "utimes": (235, -1), "futimesat": (261, -1), "utimensat": (280, 88),
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14),
     "lremovexattr": (198, 15), "fremovexattr": (199, 16), "name_to_handle_at": (303, 264),
@@ -82,7 +83,10 @@ _REFUSED: Final = {
     "rt_tgsigqueueinfo": (297, 240),
     # talking to others
     "connect": (42, 203), "socketpair": (53, 199), "shmget": (29, 194), "shmat": (30, 196),
-    "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
+    "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180), "mq_unlink": (241, 181),
+    # a number is all that these need of another's queue, set or segment
+    "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187), "shmctl": (31, 195),
+    "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191),
     # the kernel's own affairs
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
     "setns": (308, 268), "unshare": (272, 97), "open_tree": (428, 428), "move_mount": (429, 429),
@@ -102,6 +106,7 @@ _LISTENING: Final = {"bind": (49, 200), "listen": (50, 201)}
 _CLONE_THREAD: Final = 0x10000
 _WRITES: Final = 0o3 | 0o100 | 0o1000 | 0o20000000  # write, create, truncate, a file without a name
 _TYPE_MASK, _STREAM, _INET, _INET6 = 0xF, 1, 2, 10
+_TCP: Final = 6  # IPPROTO_TCP; 0 is the same for a stream
 _FAST_OPEN: Final = 0x20000000  # a connect within a send
 _TIOCSTI: Final = 0x5412  # types into a terminal
 
@@ -230,7 +235,9 @@ def _by_argument(pid: int, listens: bool) -> dict[tuple[int, int], list[Instruct
     ours = [low(0), (_EQUAL, 0, 1, pid), allow, refuse]
     stream = [
         low(0), (_EQUAL, 1, 0, _INET), (_EQUAL, 0, 3, _INET6),
-        low(1), (_AND, 0, 0, _TYPE_MASK), (_EQUAL, 1, 0, _STREAM), refuse, allow,
+        low(1), (_AND, 0, 0, _TYPE_MASK), (_EQUAL, 1, 0, _STREAM), refuse,
+        # Not SCTP, which connects within a send, nor MPTCP, which Landlock does not hold.
+        low(2), (_EQUAL, 1, 0, 0), (_EQUAL, 0, 1, _TCP), allow, refuse,
     ]  # fmt: skip
     return {
         (2, -1): no_bit(1, _WRITES),  # open

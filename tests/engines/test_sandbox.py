@@ -59,6 +59,14 @@ def fast_open():
     with socket.socket() as made:
         made.sendto(b"secret", 0x20000000, ("127.0.0.1", found["port"]))
 
+def protocol(number):
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, number).close()
+    except PermissionError:
+        raise
+    except OSError:
+        pass  # this kernel has none: the filter let it through
+
 def call(number, *arguments):
     libc = ctypes.CDLL(None, use_errno=True)
     values = [ctypes.c_long(item) for item in arguments]
@@ -93,6 +101,11 @@ attempts = {
     "send a datagram": datagram,
     "connect to a UNIX socket": unix,
     "connect within a send": fast_open,
+    "make a socket of SCTP": lambda: protocol(132),
+    "make a socket of MPTCP": lambda: protocol(262),
+    "send to another's queue": lambda: call(found["calls"]["msgsnd"], 0, 0, 0, 0),
+    "end another's semaphores": lambda: call(found["calls"]["semctl"], 2**30, 0, 0, 0),
+    "mark a file by name": lambda: call(found["calls"]["setxattrat"], 0, 0, 0, 0, 0, 0),
     "open a netlink socket": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
     "make a pair of sockets": lambda: [one.close() for one in socket.socketpair()],
     "fork": lambda: os.fork() or os._exit(0),
