@@ -65,7 +65,7 @@ class Directory:
     _bound: dict[bytes, bytes] = field(default_factory=dict)  # node key -> owner, by the registry
     _leases: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)
     _pipes: dict[str, Transport] = field(default_factory=dict)
-    _looks: dict[bytes, asyncio.Task[bool]] = field(default_factory=dict)  # one a node at most
+    _looks: dict[bytes, asyncio.Task[None]] = field(default_factory=dict)  # one a node at most
     _task: asyncio.Task[None] | None = None
     _endpoints: set[str] = field(default_factory=set)  # as the registry had them last
     _lost: bool = False  # a node did not answer at the last look
@@ -329,12 +329,16 @@ class Directory:
 
         Where a relay is lost the node stays in meanwhile: it goes on serving by the others.
         """
-        without = 0
-        while without < max(1, len(node.ways)):
+        without, ways = 0, max(1, len(node.ways))
+        while without < ways:
+            begun_ms = self.clock.now_ms()
             came = await self._follow(node, first)
             if came is None:
                 return
             without = 1 if came else without + 1
+            brief = self.clock.now_ms() - begun_ms < LEASE_EVERY_MS
+            if came and brief and without < ways:  # else each cut after a line is asked at once
+                await asyncio.sleep(LEASE_RETRY_S)
 
     async def _follow(self, node: KnownNode, first: asyncio.Event) -> bool | None:
         """One stream of leases: whether any came before it broke; None: the node ended it."""
@@ -373,9 +377,17 @@ class Directory:
         now = (lease.epoch, lease.sequence)
         if now > (node.offer.epoch, node.offer.sequence) and node.address not in self._looks:
             # It sells something else since: other models, another price, nothing at all.
-            task = asyncio.create_task(self.look(node), name="look")
+            task = asyncio.create_task(self._look_anew(node), name="look")
             self._looks[node.address] = task
             task.add_done_callback(lambda _: self._looks.pop(node.address, None))
+
+    async def _look_anew(self, node: KnownNode) -> None:
+        """Look once; where its leases still tell of a later offer, no look follows at once: a node
+        that says so in every line would have us ask all endpoints that it names without end."""
+        await self.look(node)
+        lease, offer = node.lease, node.offer
+        if lease and (lease.epoch, lease.sequence) > (offer.epoch, offer.sequence):
+            await asyncio.sleep(LEASE_RETRY_S)
 
     async def _sweep(self) -> None:
         now = self.clock.now_ms()

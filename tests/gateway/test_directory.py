@@ -416,6 +416,53 @@ async def test_a_lease_that_is_none_takes_the_node_out(line: bytes) -> None:
         assert (await made.chat()).status == 200
 
 
+async def test_a_node_of_two_ways_that_cuts_each_after_a_line_is_not_asked_without_end() -> None:
+    """Each line would count as a way that works, and the next way be asked at once."""
+    async with pool(2) as made:
+        lease = made.nodes[0].node.lease().encode() + b"\n"
+        asked = 0
+
+        def instead(method: str, path: str) -> Any:
+            nonlocal asked
+            if path != "/inferpool/lease":
+                return None
+            asked += 1
+            return Fake([lease], cut=True) if asked < 1000 else Fake([], hang=True)
+
+        node = next(known for known in made.known if known.url == url_of(0))
+        node.ways = (*node.ways, Endpoint("https://relay.test", bytes(31) + b"1"))
+        made.liar.instead = instead
+        await made.nodes[0].machine.cut()
+        made.nodes[0].machine.up = True
+        await asyncio.sleep(10)
+        assert node.alive(made.gateway.gateway.clock.now_ms())
+        assert 1 < asked < 100
+
+
+async def test_leases_that_always_tell_of_a_later_offer_do_not_ask_for_it_without_end() -> None:
+    async with pool(2) as made:
+        told = json.loads(made.nodes[0].node.lease().encode())
+
+        async def lines() -> AsyncIterator[bytes]:
+            for sequence in range(1000):
+                yield json.dumps({**told, "sequence": 10**6 + sequence}).encode() + b"\n"
+                await asyncio.sleep(0.01)
+            await asyncio.get_running_loop().create_future()
+
+        looks = 0
+
+        def instead(method: str, path: str) -> Any:
+            nonlocal looks
+            looks += path == OFFER
+            return Fake(lines()) if path == "/inferpool/lease" else None
+
+        made.liar.instead = instead
+        await made.nodes[0].machine.cut()
+        made.nodes[0].machine.up = True
+        await asyncio.sleep(11)
+        assert 1 < looks < 100
+
+
 async def test_a_node_that_moves_is_followed() -> None:
     async with pool(2) as made:
         moved = made.nodes.pop()  # the second one's machine takes the first one's identity
