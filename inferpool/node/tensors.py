@@ -36,6 +36,7 @@ _NUMPY: Final = {
     },
 }
 
+_NUMBERS: Final = frozenset((bool, int, float))
 # A flat list of numbers is packed five times as fast by `struct`, which refuses the same.
 _PACKED: Final = {"FP32": "f", "FP64": "d"} | {
     f"{sign}INT{8 * size}": code.upper() if sign else code
@@ -89,9 +90,11 @@ def _checked(item: InputTensor) -> bytes:
 def _numbers(item: InputTensor) -> bytes:
     import numpy as np
 
+    wanted = np.dtype(_NUMPY[item.datatype])
+    if not _has_numbers_only(item.data):
+        raise TypeError(f"expected {_KIND_NAMES[wanted.kind]} only")
     found = np.array(item.data)
     _check_size(item, found.size)
-    wanted = np.dtype(_NUMPY[item.datatype])
     # numpy would read "1.5" as a number, null as NaN and 1.5 as the integer 1.
     if found.size and found.dtype.kind not in _KINDS[wanted.kind]:
         if wanted.kind != "u" or not _integers(item.data):
@@ -104,6 +107,20 @@ def _numbers(item: InputTensor) -> bytes:
     if not fits:
         raise OverflowError("a number is out of range")
     return array.tobytes()
+
+
+def _has_numbers_only(data: object) -> bool:
+    """Asked before numpy sees it, which gives every value the room of the longest string: 45 kB of
+    JSON would take 900 MB."""
+    stack: list[object] = [data]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, list):
+            if not _NUMBERS.issuperset(map(type, value)):
+                stack.extend(value)
+        elif type(value) not in _NUMBERS:
+            return False
+    return True
 
 
 def _integers(data: object) -> bool:
