@@ -68,8 +68,15 @@ class _Joined:
         """Send what is kept, then close; a reader that takes none of it is not waited for."""
         self.flush()
         self._transport.close()
-        if self._transport.get_write_buffer_size():
-            self._loop.call_later(READER_STALL_S, self._transport.abort)
+        self._watch()
+
+    def _watch(self, before: int | None = None) -> None:
+        """Look again and again whether the reader took anything of what it had left `before`."""
+        left = self._transport.get_write_buffer_size()
+        if before is not None and left >= before:
+            self._transport.abort()
+        elif left:
+            self._loop.call_later(READER_STALL_S, self._watch, left)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

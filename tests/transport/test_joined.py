@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from inferpool.daemon import http
 from inferpool.daemon.http import _Joined
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
@@ -58,3 +61,32 @@ async def test_what_is_kept_is_sent_before_the_end() -> None:
     joined.close()
     assert wire.sent == [HEAD, b"(closed)"]
     assert joined.is_closing()
+
+
+class Slow(Wire):
+    """Its reader takes `takes` bytes each time that somebody looks, and it notes the times."""
+
+    def __init__(self, left: int, takes: int) -> None:
+        super().__init__()
+        self.left, self.takes = left, takes
+
+    def abort(self) -> None:
+        self.sent.append(b"(cut)")
+
+    def get_write_buffer_size(self) -> int:
+        left = self.left
+        self.left = max(0, left - self.takes)
+        return left
+
+
+async def test_a_slow_reader_gets_the_end_and_one_that_stopped_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "READER_STALL_S", 0.001)
+    slow, stopped = Slow(5, 1), Slow(5, 0)
+    for wire in (slow, stopped):
+        _Joined(wire, asyncio.get_running_loop()).close()
+    async with asyncio.timeout(20):
+        while slow.left or stopped.sent != [b"(closed)", b"(cut)"]:
+            await asyncio.sleep(0.001)
+    assert slow.sent == [b"(closed)"]
