@@ -44,7 +44,9 @@ class Histogram:
         self.series: dict[Labels, tuple[list[int], list[float]]] = {}
 
     def observe(self, value: float, *labels: str) -> None:
-        """Count one value."""
+        """Count one value, of label values beyond the bound among those of `other`."""
+        if labels not in self.series and len(self.series) >= SERIES_MAX:
+            labels = ("other",) * len(labels)
         counts, total = self.series.setdefault(labels, ([0] * (len(self.bounds) + 1), [0.0]))
         counts[bisect_left(self.bounds, value)] += 1
         total[0] += value

@@ -86,3 +86,8 @@ def test_labels_are_escaped_and_bounded() -> None:
         count.add(1, str(i))
     assert len(count.values) == SERIES_MAX + 1
     assert count.values["other",] == 11
+    times = registry.histogram("inferpool_x_seconds", "Times.", (1.0,), "model")
+    for i in range(SERIES_MAX + 10):
+        times.observe(0.5, str(i))
+    assert len(times.series) == SERIES_MAX + 1
+    assert times.series["other",] == ([10, 0], [5.0])
