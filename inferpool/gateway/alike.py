@@ -1,7 +1,7 @@
 """Chunks of one answer that differ in text and token ids alone, read without parsing them.
 
 A node writes every chunk of an answer around the same words. Once one was parsed and checked, the
-words around its text and its ids are known, and it was tried that another text and other ids
+words around its text and its ids are known, and it was tried that other texts and other ids
 between the same words are read as just these. A chunk that has those words, with a string that
 needs no unescaping and with plain integers between them, says nothing else. Any other is parsed.
 """
@@ -22,7 +22,11 @@ TRIES: Final = 4  # chunks that are looked at for the words around them
 _ID_END: Final = 2**32
 _TEXT: Final = re.compile(rb'"([^"\\\x00-\x1f]*)"')
 _IDS: Final = re.compile(rb"(?:0|[1-9][0-9]{0,9})(?:,(?:0|[1-9][0-9]{0,9}))*")
-_PROBE: Final[Plain] = ("\u00e9 a text in the place of another", (_ID_END - 1, 0))
+# Two: a chunk whose own text is one of them cannot pass for both.
+_PROBES: Final[tuple[Plain, ...]] = (
+    ("\u00e9 a text in the place of another", (_ID_END - 1, 0)),
+    ("and one more", (7,)),
+)
 
 
 class Alike:
@@ -46,14 +50,16 @@ class Alike:
         if len(behind) != 2:
             return
         before, between, after = around[0], behind[0] + b"[", b"]" + behind[1]
-        text, ids = _PROBE
-        try:
-            found = self._parse(before + orjson.dumps(text) + between + _joined(ids) + after)
-        except (InferpoolError, orjson.JSONDecodeError):
-            return
-        if found == _PROBE:
-            self._before, self._between, self._after = before, between, after
-            self._tries = 0
+        for probe in _PROBES:
+            text, ids = probe
+            try:
+                found = self._parse(before + orjson.dumps(text) + between + _joined(ids) + after)
+            except (InferpoolError, orjson.JSONDecodeError):
+                return
+            if found != probe:
+                return
+        self._before, self._between, self._after = before, between, after
+        self._tries = 0
 
     def read(self, data: bytes) -> Plain | None:
         """Text and ids of a chunk that has the known words; None where it has to be parsed."""

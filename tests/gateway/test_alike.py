@@ -9,7 +9,7 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from inferpool.gateway.alike import Alike, Plain
+from inferpool.gateway.alike import _PROBES, Alike, Plain, _joined
 from inferpool.gateway.node_stream import NodeStream, _plain
 from inferpool.protocol.errors import InferpoolError
 from inferpool.protocol.forms import CHAT, COMPLETION, Form
@@ -101,6 +101,24 @@ def test_words_that_only_look_like_the_text_are_not_taken_for_it() -> None:
     assert (text, ids) == ("said", (4,))
     alike.learn(escaped, text, ids)
     assert alike.read(escaped.replace(b'"said"', b'"other"')) is None
+
+
+def test_a_chunk_that_knows_what_is_tried_gains_nothing() -> None:
+    """Names and notes in the place of the text and the ids, around those that are tried."""
+    alike = Alike(partial(_plain, CHAT))
+    tried = orjson.dumps(_PROBES[0][0])
+    delta = b'{"content":' + tried + rb',"content":"cont\u0065nt"}'
+    named = b'{"choices":[{"delta":%b}],"inferpool":{"ids":[4]}}' % delta
+    assert _plain(CHAT, named) == ("content", (4,))
+    alike.learn(named, "content", (4,))
+    swapped = named.replace(b',"content":', b',"other":')
+    assert alike.read(swapped) in (None, _plain(CHAT, swapped))
+    ids = _joined(_PROBES[0][1])
+    noted = b'{"choices":[{"delta":{"content":"a"}}],"inferpool":{"ids":[ %b]},"note":"[%b]"}'
+    noted = noted % (ids, ids)
+    alike.learn(noted, "a", _PROBES[0][1])
+    longer = noted.replace(b'"[' + ids, b'"[1,2,3')
+    assert alike.read(longer) in (None, _plain(CHAT, longer))
 
 
 def test_few_chunks_are_looked_at() -> None:
