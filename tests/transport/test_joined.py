@@ -64,18 +64,21 @@ async def test_what_is_kept_is_sent_before_the_end() -> None:
 
 
 class Slow(Wire):
-    """Its reader takes `takes` bytes each time that somebody looks, and it notes the times."""
+    """Its reader takes `takes` bytes each time that somebody looks."""
 
     def __init__(self, left: int, takes: int) -> None:
         super().__init__()
-        self.left, self.takes = left, takes
+        self.left, self.takes, self.over = left, takes, asyncio.Event()
 
     def abort(self) -> None:
         self.sent.append(b"(cut)")
+        self.over.set()
 
     def get_write_buffer_size(self) -> int:
         left = self.left
         self.left = max(0, left - self.takes)
+        if not left:
+            self.over.set()
         return left
 
 
@@ -87,6 +90,7 @@ async def test_a_slow_reader_gets_the_end_and_one_that_stopped_is_cut(
     for wire in (slow, stopped):
         _Joined(wire, asyncio.get_running_loop()).close()
     async with asyncio.timeout(20):
-        while slow.left or stopped.sent != [b"(closed)", b"(cut)"]:
-            await asyncio.sleep(0.001)
+        await slow.over.wait()
+        await stopped.over.wait()
     assert slow.sent == [b"(closed)"]
+    assert stopped.sent == [b"(closed)", b"(cut)"]
