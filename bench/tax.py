@@ -6,10 +6,11 @@ A chat and a tensor call, each bare (the engine's adapter in this process) and p
 and node, each a process of its own, on a real development chain, with a receipt for every call.
 Tensor calls are paid twice, at a window of 1 (a voucher and a signed receipt each: a row costs one
 base unit of the token) and of 32 (vouchers sent again, receipts chained), each one at a time and 16
-at once. What paying costs by itself is measured in the same run by `bench.payment`, both sides and
-both disks together; half of it is taken off for the row `with features`. CPU is of every thread of
-a process, kernel time included, from the scheduler's statistics; all figures are medians or means
-over the calls of one run, and ratios within it count.
+at once; at 32 once more with TLS 1.3 between gateway and node. What paying costs by itself is
+measured in the same run by `bench.payment`, both sides and both disks together; half of it is taken
+off for the row `with features`. CPU is of every thread of a process, kernel time included, from the
+scheduler's statistics; all figures are medians or means over the calls of one run, and ratios
+within it count.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ TEXT = "meeting moved to friday please confirm that you can make it"
 TOKENS = 24
 WARM = 3
 WARM_TENSORS = 64  # a node has earned a window by then
+OFF_LOOPBACK: dict[str, object] = {  # the node's doors have TLS wherever it listens but at .1
+    "node.host": "127.0.0.2",
+    "gateway.allow_private": True,
+}
 TEXT_CHUNK = re.compile(rb'"content":"[^"]')
 
 
@@ -218,15 +223,33 @@ def table(report: dict[str, Any]) -> str:
         rest = f"{gateway - half:12.0f}{node - half:10.0f}"
         lines.append(f"{'with features':24}{row['at_once']:8}{'':19}{rest}")
         lines.append(
-            f"{'paid, window ' + str(row['window']):24}{row['at_once']:8}{row['whole_ms']:10.2f}"
+            f"{_named(row):24}{row['at_once']:8}{row['whole_ms']:10.2f}"
             f"{row['per_s']:9.0f}{gateway:12.0f}{node:10.0f}"
         )
     lines += ["", "paying by itself, both sides and both disks, us of CPU a call:"]
     lines += [
         f"window {row['window']:2}, {row['at_once']:2} at once: {row['payment_us']:.0f}"
         for row in report["tensor"]["rows"]
+        if not row["tls"]
     ]
+    lines += ["", "TLS between gateway and node against none, CPU of both and whole time:"]
+    lines += [_tls_tax(report["tensor"]["rows"], at_once) for at_once in (1, 16)]
     return "\n".join(lines)
+
+
+def _tls_tax(rows: list[dict[str, Any]], at_once: int) -> str:
+    plain, tls = (
+        next(r for r in rows if (r["window"], r["tls"], r["at_once"]) == (32, secured, at_once))
+        for secured in (False, True)
+    )
+    cpu = [row["gateway_us"] + row["node_us"] for row in (plain, tls)]
+    return (
+        f"{at_once:2} at once: {cpu[1] / cpu[0]:.3f} x, {tls['whole_ms'] / plain['whole_ms']:.3f} x"
+    )
+
+
+def _named(row: dict[str, Any]) -> str:
+    return f"paid, window {row['window']}" + (", TLS" if row["tls"] else "")
 
 
 @asynccontextmanager
@@ -259,9 +282,10 @@ async def measure(chats: int, calls: int) -> dict[str, Any]:
     async with running(flags) as (pool, pipe, key):
         through_chat = await paid_chat(pipe, key, pool, chats)
     rows = []
-    for window in (1, 32):
+    for window, tls in ((1, False), (32, False), (32, True)):
         small = {
             **flags,
+            **(OFF_LOOPBACK if tls else {}),
             "node.models": ("spam",),
             "node.price_row_usd_per_million": "1",
             "gateway.window": window,
@@ -270,9 +294,8 @@ async def measure(chats: int, calls: int) -> dict[str, Any]:
             for at_once in (1, 16):
                 row = await paid_tensor(pipe, key, pool, calls, at_once)
                 alone = await payment.measure(calls, at_once, window)
-                rows.append(
-                    {"window": window, "at_once": at_once, **row, "payment_us": alone["us"]}
-                )
+                kept = {"window": window, "tls": tls, "at_once": at_once}
+                rows.append({**kept, **row, "payment_us": alone["us"]})
     return {
         "chat": {"calls": chats, "bare": chat, "paid": through_chat},
         "tensor": {"calls": calls, "bare": tensor, "rows": rows},
