@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import TypeVar
 
 from inferpool.protocol.errors import Unavailable
+from inferpool.transport.patience import Patience
 
 T = TypeVar("T")
 
@@ -26,13 +27,16 @@ async def attended(found: AsyncGenerator[T, None], limit_s: float) -> AsyncGener
 
     Only the time in which it was asked for the next word counts: a reader may be slow.
     """
-    async with aclosing(found):
-        while True:
-            try:
-                async with asyncio.timeout(limit_s):
-                    item = await anext(found)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise EngineSilent(limit_s) from None
-            yield item
+    patience = Patience(asyncio.get_running_loop())
+    try:
+        async with aclosing(found):
+            while True:
+                try:
+                    item = await patience.wait(anext(found), limit_s)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError:
+                    raise EngineSilent(limit_s) from None
+                yield item
+    finally:
+        patience.close()

@@ -23,6 +23,7 @@ from inferpool.protocol.logprobs import TokenLogprob
 from inferpool.protocol.preferences import refuse_preferences
 from inferpool.protocol.receipt import Outcome
 from inferpool.transport.asgi import EVENT_STREAM, JSON, HttpRequest, stop_task
+from inferpool.transport.patience import within
 
 if TYPE_CHECKING:
     from inferpool.node.node import Node
@@ -128,8 +129,7 @@ async def _run(
     on_first = partial(node.metrics.first_token, hosted.manifest.name)
     async for chunk in generate(hosted, call, progress, work, on_first):
         try:
-            async with asyncio.timeout(READER_STALL_S):
-                await stream.token(chunk)
+            await within(stream.token(chunk), READER_STALL_S)
         except TimeoutError:  # it neither reads nor leaves, and holds a slot
             raise asyncio.CancelledError from None
         heartbeat.sent()
