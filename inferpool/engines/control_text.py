@@ -26,9 +26,9 @@ class ControlText:
         self._index = {text: index for index, text in enumerate(self.texts)}
         self._any = re.compile(_pattern(sorted(self.texts)) if self.texts else r"(?!)")
 
-    def within(self, messages: Messages) -> bool:
-        """Whether any message has one."""
-        return any(self._any.search(text) for message in messages for text in message.values())
+    def count(self, texts: Iterable[str]) -> int:
+        """How many there are in all: a prompt with them has no fewer tokens."""
+        return sum(1 for text in texts for _ in self._any.finditer(text))
 
     def marked(self, messages: Messages, nonce: str) -> list[dict[str, str]]:
         """The messages with a marker in the place of each; `nonce`: what no message can contain."""

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import platform
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -38,7 +38,7 @@ from inferpool.engines.watch import EngineSilent
 from inferpool.protocol import parameters
 from inferpool.protocol.errors import BadRequest, Unavailable
 from inferpool.protocol.limits import ENGINE_SILENCE_S
-from inferpool.transport.base import AnswerTimeout, Response, TransportError
+from inferpool.transport.base import AnswerInvalid, AnswerTimeout, Response, TransportError
 from inferpool.transport.http import HttpTransport
 
 _LOG = logging.getLogger("inferpool.engines")
@@ -162,9 +162,11 @@ class LlamaCppEngine:
         Ids, not text: the answer's own ids are what was produced, and text cut anew may differ.
         """
         prompt: str | list[int] = call.prompt or ""
-        if call.messages is not None:
+        if call.messages is None:
+            self._refuse_crowd([call.prompt or ""])
+        else:
             messages = template_messages(call.messages)
-            if self._control.within(messages):
+            if self._refuse_crowd(text for m in messages for text in m.values()):
                 prompt = await self._literal(transport, messages)
             else:
                 prompt = await self._template(transport, messages)
@@ -175,6 +177,17 @@ class LlamaCppEngine:
         if isinstance(prompt, str):
             prompt = await self._tokens(transport, prompt, special=True)
         return [*prompt, *call.resume]
+
+    def _refuse_crowd(self, texts: Iterable[str]) -> int:
+        """How many control tokens texts have. More than fit are refused here: the server takes
+        time by their square, 17 s for 100,000, and would be taken for hung."""
+        count = self._control.count(texts)
+        if count > self.context:
+            raise BadRequest(
+                f"the prompt has {count} control tokens, and the context is of {self.context}",
+                code="context_length_exceeded",
+            )
+        return count
 
     async def _literal(self, transport: HttpTransport, messages: list[dict[str, str]]) -> list[int]:
         """The prompt of messages that have control tokens in their text: see `control_text`."""
@@ -188,10 +201,19 @@ class LlamaCppEngine:
                 break
         else:
             raise BadRequest("the messages have control tokens of this model", param="messages")
-        plain = {t: await self._tokens(transport, t, special=False) for t in set(stands_for)}
+        plain = {t: await self._plain(transport, t) for t in set(stands_for)}
         rest = iter(stands_for)
         pieces = (plain[next(rest)] if token == place[0] else [token] for token in found)
         return [token for piece in pieces for token in piece]
+
+    async def _plain(self, transport: HttpTransport, text: str) -> list[int]:
+        """A control token's text as text. One that its file calls user-defined is read as that
+        token wherever it stands whole, so that its first character is cut off."""
+        ids = await self._tokens(transport, text, special=False)
+        if ids != await self._tokens(transport, text, special=True, begin=False):
+            return ids
+        parts = [await self._tokens(transport, t, special=False) for t in (text[:1], text[1:]) if t]
+        return [token for part in parts for token in part]
 
     async def _template(self, transport: HttpTransport, messages: list[dict[str, str]]) -> str:
         body = {"messages": messages}
@@ -210,9 +232,15 @@ class LlamaCppEngine:
         response = await transport.request(
             "POST", path, self._headers, orjson.dumps(body), timeout_s=SHORT_CALL_S
         )
-        if response.status != 200:
-            raise await refusal(response)
-        return orjson.loads(await response.read(MAX_PROMPT_BYTES))
+        try:
+            if response.status != 200:
+                raise await refusal(response)
+            return orjson.loads(await response.read(MAX_PROMPT_BYTES))
+        except AnswerInvalid as error:  # the caller's fault and not the engine's
+            message = f"the prompt is too long: {error.message}"
+            raise BadRequest(message, code="context_length_exceeded") from error
+        finally:
+            await response.close()
 
     # -- the child -------------------------------------------------------------------------------
 
