@@ -12,14 +12,16 @@ import asyncio
 import re
 from typing import Any, Final, cast
 
+from httptools import HttpParserError
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
 
-from inferpool.protocol.limits import READER_STALL_S
+from inferpool.protocol.limits import PIPELINED_MAX, READER_STALL_S
 from inferpool.transport.base import Headers
+from inferpool.transport.connection import MAX_HEAD_BYTES, MAX_HEADERS
 
 JOIN_BYTES: Final = 64 * 1024  # above it the copy costs more than a second system call
 _NO_BODY: Final = (204, 304)
@@ -161,15 +163,42 @@ class _Cycle(RequestResponseCycle):
 
 
 class Http(HttpToolsProtocol):
-    """HTTP whose small answers are one write."""
+    """HTTP whose small answers are one write, and whose heads have a limit.
+
+    The parser takes a head of any length, and any number of requests behind one that is answered.
+    """
+
+    _since_body_bytes = 0  # of heads, chunks' sizes and trailers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.transport = cast(asyncio.Transport, _Joined(transport, self.loop))
 
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self._since_body_bytes += len(data)
+        super().data_received(data)
+        if self._since_body_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            if self.cycle is None or self.cycle.response_complete:
+                self.send_400_response(f"A head over {MAX_HEAD_BYTES} bytes.")
+            else:
+                self.transport.close()
+
+    def on_body(self, body: bytes) -> None:
+        """More of a body."""
+        self._since_body_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The end of a request."""
+        self._since_body_bytes = 0
+        super().on_message_complete()
+
     def on_headers_complete(self) -> None:
         """Begin a request."""
         parser, url = self.parser, self.url
+        if len(self.headers) > MAX_HEADERS or len(self.pipeline) >= PIPELINED_MAX:
+            raise HttpParserError("too many headers or requests at once")
         if (
             parser.should_upgrade()
             or parser.get_http_version() != "1.1"

@@ -74,6 +74,7 @@ ANSWER_TIMEOUT_S: Final = 120.0
 FIRST_BYTE_TIMEOUT_S: Final = 60.0
 ENGINE_SILENCE_S: Final = 60.0  # in mid-call: a prefill tells of each batch of 256 tokens
 READER_STALL_S: Final = 60.0  # a caller that takes nothing for so long has left
+PIPELINED_MAX: Final = 64  # requests of one connection behind one that is not answered yet
 STREAM_HEAD_TIMEOUT_S: Final = 5.0  # a stream begins before its engine does
 LEASE_RETRY_S: Final = 0.5  # after a lost lease; doubles up to the directory's own rhythm
 OFFER_FETCH_TIMEOUT_S: Final = 3.0

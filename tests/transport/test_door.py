@@ -14,7 +14,9 @@ from uvicorn.server import ServerState
 
 from inferpool.daemon.http import Http
 from inferpool.protocol.errors import BadRequest
+from inferpool.protocol.limits import PIPELINED_MAX
 from inferpool.transport.asgi import ClientLeft, HttpRequest, Receive, Scope, Send
+from inferpool.transport.connection import MAX_HEAD_BYTES, MAX_HEADERS
 
 LIMIT = 200
 CASES = 1500
@@ -197,3 +199,57 @@ async def test_an_answer_that_a_slow_reader_blocks_waits_for_it() -> None:
         await asyncio.sleep(0)
     assert wire.written.startswith(b"HTTP/1.1 200 OK\r\n")
     protocol.connection_lost(None)
+
+
+HEAD = b"POST /json HTTP/1.1\r\n"
+ENDLESS = {
+    "headers": (HEAD, b"a: b\r\n" * 100),
+    "one header": (HEAD + b"a: ", b"b" * 600),
+    "a path": (b"GET /", b"b" * 600),
+    "a chunk's extension": (HEAD + b"transfer-encoding: chunked\r\n\r\n1;", b"b" * 600),
+    "trailers": (HEAD + b"transfer-encoding: chunked\r\n\r\n0\r\n", b"a: b\r\n" * 100),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+async def test_what_has_no_end_is_cut(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    first, more = ENDLESS[name]
+    protocol, wire = Http(config=config(), server_state=ServerState(), app_state={}), Wire()
+    protocol.connection_made(wire)
+    protocol.data_received(first)
+    sent = 0
+    while not wire.closed and sent < 10 * MAX_HEAD_BYTES:
+        protocol.data_received(more)
+        sent += len(more)
+    protocol.connection_lost(None)
+    await asyncio.sleep(0)
+    assert MAX_HEAD_BYTES - 2 * len(more) < sent < MAX_HEAD_BYTES + 2 * len(more)
+
+
+async def test_a_body_in_many_pieces_is_no_head(caplog: pytest.LogCaptureFixture) -> None:
+    body = b"1\r\nx\r\n" * 100
+    chunks = [HEAD + b"transfer-encoding: chunked\r\n\r\n", *[body] * 200, b"0\r\n\r\n"]
+    assert sum(map(len, chunks)) > MAX_HEAD_BYTES
+    for kind in (Http, HttpToolsProtocol):
+        wire, count = await served(kind, chunks)
+        assert (wire.closed, count) == (False, 1)
+        assert b"body_too_large" in wire.written
+
+
+async def test_few_requests_wait_behind_one_and_have_few_headers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    ask = b"GET /late HTTP/1.1\r\n\r\n"
+    for most in (PIPELINED_MAX, PIPELINED_MAX + 1):
+        protocol, wire = Http(config=config(), server_state=ServerState(), app_state={}), Wire()
+        protocol.connection_made(wire)
+        protocol.data_received(ask * (1 + most))
+        assert wire.closed == (most > PIPELINED_MAX)
+        assert len(protocol.pipeline) == PIPELINED_MAX
+        protocol.connection_lost(None)
+    for most in (MAX_HEADERS, MAX_HEADERS + 1):
+        head = b"GET /json HTTP/1.1\r\n%b\r\n" % (b"a: b\r\n" * most)
+        wire, count = await served(Http, [head])
+        assert (wire.closed, count) == (most > MAX_HEADERS, int(most <= MAX_HEADERS))
