@@ -159,8 +159,14 @@ class Channels:
             if standing.free < (amount or 1):
                 raise Refused(f"{standing.free} base units are free on this channel")
             # Without an answer it may be mined later, also after a restart: no new work till then.
-            await self._ledger.save_refund(channel_id, standing.state.refund_nonce)
-            mined = await self._chain.refund(channel.config, amount or standing.free)
+            nonce, before = standing.state.refund_nonce, self._ledger.refunds.get(channel_id, -1)
+            await self._ledger.save_refund(channel_id, nonce)
+            try:
+                mined = await self._chain.refund(channel.config, amount or standing.free)
+            except Refused:
+                if before < nonce:  # no earlier one waits, and this one never comes
+                    await self._ledger.save_refund(channel_id, before)
+                raise
             return mined, amount or standing.free
         finally:
             self._gate.refunding.discard(channel_id)

@@ -12,7 +12,7 @@ from inferpool.payments import x402
 from inferpool.payments.standing import Channels
 from inferpool.protocol import headers
 from inferpool.protocol.chat import ChatRequest
-from inferpool.protocol.errors import Unavailable
+from inferpool.protocol.errors import Refused, Unavailable
 from inferpool.protocol.voucher import Voucher, voucher_digest
 from tests.node.parts import CHAT, Answer, Payer, World, chat_body, held_up, world
 
@@ -139,3 +139,25 @@ async def test_a_refund_without_an_answer_is_not_worked_for_until_it_is_known(cr
         assert (await made.node.claimer.claim()).left_out == ()
         state = await made.chain.channel(payer.channel.channel_id)
         assert state.total_claimed == payer.channel.charged, "all that was charged is paid"
+
+
+@pytest.mark.parametrize("silent_first", [False, True], ids=["refused", "silent, then refused"])
+async def test_a_refund_that_the_chain_refuses_blocks_no_channel(silent_first: bool) -> None:
+    """It never comes, so that work goes on; unless one before it is still to be heard of."""
+    async with world() as made:
+        payer = await made.payer()
+        await payer.chat()
+        gate, channel_id = made.node.node.gate, payer.channel.channel_id
+        gas = Refused("insufficient funds for gas", code="chain_reverted")
+        away = Unavailable("no receipt after 120 s", code="chain_unavailable")
+        errors = [away, gas] if silent_first else [gas]
+        failures = iter([Failure(error) for error in errors])
+        chain = FailingChain(gate._chain, lambda name: next(failures) if name == "refund" else None)
+        channels = Channels(chain, made.node.node.ledger, gate, made.node.claimer)
+        for error in errors:
+            with pytest.raises(type(error)):
+                await channels.refund(channel_id, None)
+        assert (await payer.chat()).status == (402 if silent_first else 200)
+        await made.restart()
+        payer.offer = (await made.offer()).offer
+        assert (await payer.chat()).status == (402 if silent_first else 200)
