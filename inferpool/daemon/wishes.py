@@ -71,6 +71,7 @@ class Wishes:
         node.gate.terms = node.offers.terms = terms
         if config.slots != self._config.slots:
             for item in node.services.hosted:
+                item.renew = None  # of a wish before this one, not carried out yet
                 if places(item.manifest, config) != item.slots:
                     item.renew = partial(_made, item.manifest, config)
                     item.leaving = not item.closed

@@ -152,17 +152,21 @@ async def start_child(
     # -I: neither PYTHON* variables nor the working directory decide what is imported. The file, not
     # the module's name: it runs wherever this package runs, installed or not. A session of its
     # own: Ctrl-C in a terminal reaches the parent, which ends its calls before the child.
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        str(script),
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=PIPE,
-        limit=MAX_LINE_BYTES,
-        env=clean_environment(os.environ),
-        start_new_session=True,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            str(script),
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            limit=MAX_LINE_BYTES,
+            env=clean_environment(os.environ),
+            start_new_session=True,
+        )
+    except OSError as error:  # no memory or no descriptor is left, at this moment
+        message = f"the engine did not start: {error}"
+        raise Unavailable(message, code="engine_unavailable") from error
     child = Child(process)
     try:
         async with asyncio.timeout(timeout_s):

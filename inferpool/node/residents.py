@@ -116,10 +116,11 @@ class Residents:
             (item.engine, item.slots), item.renew = item.renew(), None
         try:
             await item.engine.start()
-        except InferpoolError as error:
-            item.failures, item.failure = item.failures + 1, error.message
+        except (InferpoolError, OSError, MemoryError) as error:
+            why = error.message if isinstance(error, InferpoolError) else repr(error)
+            item.failures, item.failure = item.failures + 1, why
             item.retry_ms = now + min(STAY_MS, _AGAIN_MS << min(item.failures, 6))
-            _LOG.warning("%s is not loaded: %s", item.manifest.name, error.message)
+            _LOG.warning("%s is not loaded: %s", item.manifest.name, why)
             return
         self._came(item, before, wanted=wanted)
         if cap and self.memory > cap and not wanted:
@@ -132,7 +133,8 @@ class Residents:
 
     def _came(self, item: Hosted, before: int, *, wanted: bool) -> None:
         now = self._node.clock.now_ms()
-        item.closed = item.cold = item.leaving = False
+        item.closed = item.cold = False
+        item.leaving = item.renew is not None  # the owner wished for another one meanwhile
         item.loaded_ms, item.failures, item.wanted_ms, item.failure = now, 0, 0, ""
         if wanted:
             item.used_ms = now

@@ -216,13 +216,22 @@ async def test_where_nothing_fits_the_node_pauses_and_says_so(tmp_path: Path) ->
         assert world.duty.state is NodeState.OFFERING
 
 
-async def test_an_engine_that_cannot_load_is_not_tried_at_every_look(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "told_of"),
+    [
+        (Unavailable("no such file", code="engine_unavailable"), "no such file"),
+        (MemoryError(), "MemoryError()"),  # no end of the owner's policy either
+    ],
+)
+async def test_an_engine_that_cannot_load_is_not_tried_at_every_look(
+    tmp_path: Path, error: Exception, told_of: str
+) -> None:
     class Broken(FakeTensorEngine):
         tries = 0
 
         async def start(self) -> None:
             self.tries += 1
-            raise Unavailable("no such file", code="engine_unavailable")
+            raise error
 
     async with net(tmp_path, meter=Scales()) as world:
         item = world.node.node.services.hosted[1]
@@ -233,7 +242,7 @@ async def test_an_engine_that_cannot_load_is_not_tried_at_every_look(tmp_path: P
             await asyncio.sleep(0.25)
         assert 3 <= engine.tries <= 6
         told = await world.control("status")
-        assert told["models"][1]["last_failure"] == "no such file"
+        assert told["models"][1]["last_failure"] == told_of
         assert services(world) == ["fake-chat"]
 
 

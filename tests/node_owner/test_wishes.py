@@ -12,6 +12,7 @@ from owner_kit import EPOCH_MS, SEED, Net, net, until
 from test_duty import services
 
 from inferpool.config import NodeConfig, load
+from inferpool.engines.fake import FakeTextEngine
 from inferpool.protocol.encoding import to_checksum
 from inferpool.protocol.errors import Refused
 from inferpool.protocol.lifecycle import NodeState
@@ -82,6 +83,42 @@ async def test_more_places_come_when_the_calls_have_ended(tmp_path: Path) -> Non
         assert not before.ready()
         await until("it is offered", lambda: "fake-chat" in services(world))
         assert (await world.chat())[0] == 200
+
+
+async def test_of_two_wishes_for_places_the_last_holds(tmp_path: Path) -> None:
+    async with net(tmp_path) as world:
+        item = world.node.node.services.hosted[0]
+        was = item.slots
+        running = asyncio.create_task(world.chat(max_tokens=200))
+        await until("the chat runs", lambda: world.node.node.busy)
+        await world.control("settings", slots=was + 1)
+        await world.control("settings", slots=was)
+        assert (await running)[0] == 200
+        for _ in range(3):
+            await world.duty.tick()
+        assert (item.slots, item.engine.slots, item.engine.ready()) == (was, was, True)
+
+
+async def test_a_wish_for_places_while_the_model_is_loaded_is_carried_out_after(
+    tmp_path: Path,
+) -> None:
+    class Slow(FakeTextEngine):
+        async def start(self) -> None:
+            await asyncio.sleep(5)
+            await super().start()
+
+    async with net(tmp_path) as world:
+        item = world.node.node.services.hosted[0]
+        await item.engine.close()
+        item.engine, item.closed, was = Slow(), True, item.slots
+        loading = asyncio.create_task(world.duty.tick())
+        await asyncio.sleep(1)
+        await world.control("settings", slots=item.slots + 1)
+        await loading
+        for _ in range(3):
+            await world.duty.tick()
+        assert not isinstance(item.engine, Slow)
+        assert (item.slots, item.engine.slots, item.engine.ready()) == (was + 1, was + 1, True)
 
 
 @pytest.mark.parametrize(
