@@ -36,8 +36,8 @@ class Answered:
 
     def text(self, text: str) -> str:
         """The part of a piece of text that may be shown now."""
+        self._count(text)
         if isinstance(self._shape, JsonShape):
-            self._count(text)
             self._texts.append(text)
         if self._tags is None or not text:
             return text

@@ -29,6 +29,7 @@ from inferpool.transport.base import Response
 from inferpool.transport.sse import Comment, events
 
 MAX_ERROR_BYTES: Final = 64 * 1024
+_PIECES: Final = 8  # of one token: some servers send single characters
 _FINISHES: Final[dict[object, FinishReason]] = {"stop": "stop", "length": "length", "eos": "stop"}
 
 
@@ -158,6 +159,7 @@ class AnswerReader:
         self._top = call.top_logprobs
         self._answered = Answered(call.shape)
         self._counted = 0  # chunks with text, then the server's usage
+        self._pieces = 0
         self._finish: FinishReason | None = None
         self._prompt_units: int | None = None
         self._tokens: tuple[TokenLogprob, ...] = ()  # told, and not passed on yet
@@ -173,6 +175,9 @@ class AnswerReader:
                 text = self._read(event.data)
                 if text:
                     yield TextChunk(text, output_units=self._counted, tokens=self._taken())
+                if self._pieces > _PIECES * self._max_output and self._finish is None:
+                    self._finish = "length"  # it does not know the limit that was asked for
+                    break
         # Usage comes after the finish reason, so that only the stream's end ends the answer. Some
         # servers close without [DONE]; an answer without a finish reason was cut.
         if self._finish is None:
@@ -212,6 +217,7 @@ class AnswerReader:
         delta = choice.get("delta") or {} if self._chat else {"content": choice.get("text")}
         text = str(delta.get("content") or "")
         if text or delta.get("tool_calls"):
+            self._pieces += 1
             self._counted = min(self._counted + 1, self._max_output)
         self._answered.calls(delta.get("tool_calls"))
         if self._top is not None:

@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import orjson
+
 from inferpool.gateway.nodes import KnownNode
 from inferpool.gateway.router import Candidate, why_not
 from inferpool.protocol.limits import TEXT_MAX, UNMET_MAX, UNMET_MS
@@ -20,7 +22,7 @@ class Unmet:
 
     def note(self, model: str, now_ms: int) -> None:
         """Count one request; the name that was asked for longest ago is forgotten first."""
-        if len(model) > TEXT_MAX:  # no offer can name it
+        if len(orjson.dumps(model)) > TEXT_MAX:  # no offer can name it; measured as it is told
             return
         self._asked_ms[model] = now_ms
         self._asked_ms.move_to_end(model)

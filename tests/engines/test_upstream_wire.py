@@ -100,6 +100,21 @@ async def test_units(tail: list[object], units: tuple[int, int]) -> None:
     assert [chunk.finish_reason for chunk in chunks[:-1]] == [None, None]
 
 
+async def test_a_server_that_ignores_the_limit_is_cut() -> None:
+    """Else one token's price bought an answer without end."""
+    chunks, _ = await run([delta("a")] * 1000)
+    assert CALL.max_output == 6
+    assert 6 <= len("".join(chunk.text for chunk in chunks)) <= 60
+    last = chunks[-1]
+    assert (last.output_units, last.finish_reason) == (6, "length")
+
+
+async def test_an_answer_of_any_kind_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inferpool.engines.openai_shape.ANSWER_MAX", 1000)
+    with pytest.raises(Unavailable, match="over 1000 characters"):
+        await run([delta("a" * 600), delta("a" * 600), delta(None, "stop"), b"[DONE]"])
+
+
 @pytest.mark.parametrize(
     "events",
     [

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from owner_kit import Net, net, until
 from test_duty import services
@@ -13,15 +14,18 @@ from test_duty import services
 from inferpool.engines.fake import FakeTensorEngine, FakeTextEngine
 from inferpool.engines.llamacpp import LlamaCppEngine
 from inferpool.engines.onnx import OnnxEngine
+from inferpool.gateway.feedback import Unmet
 from inferpool.models import catalogue
 from inferpool.models.pull import pull_model
 from inferpool.models.store import Store
 from inferpool.node.load import LoadMeter
 from inferpool.node.policy import Policy
+from inferpool.node.push import _ANSWER_MAX as ANSWER_MAX
 from inferpool.node.residents import STAY_MS, Residents, least_used
 from inferpool.node.services import Hosted, Services
 from inferpool.protocol.errors import Unavailable
 from inferpool.protocol.lifecycle import NodeState
+from inferpool.protocol.limits import UNMET_MAX
 
 MB = 1 << 20
 NODE = 50 * MB  # of the node itself
@@ -181,6 +185,18 @@ async def test_a_gateways_callers_bring_a_model_back(tmp_path: Path) -> None:
         for task in (pushing, duty):
             task.cancel()
         await asyncio.wait([pushing, duty])
+
+
+@pytest.mark.parametrize("letter", ["m", "\x01", "\U0001f600"])
+def test_what_callers_ask_for_never_fills_the_answer_that_a_node_reads(letter: str) -> None:
+    """One that is over 64 KiB is an offer that was not taken, as the node hears it."""
+    unmet = Unmet()
+    for number in range(UNMET_MAX):
+        unmet.note(letter * 250 + f"{number:03}", 0)
+    unmet.note("small", 0)
+    assert len(orjson.dumps(unmet.names(0))) < ANSWER_MAX // 2
+    assert "small" in unmet.names(0)
+    assert (len(unmet.names(0)) > 1) == (letter == "m")
 
 
 async def test_no_model_leaves_for_one_that_would_not_fit_without_it(tmp_path: Path) -> None:
