@@ -166,18 +166,28 @@ class Http(HttpToolsProtocol):
     """HTTP whose small answers are one write, and whose heads have a limit.
 
     The parser takes a head of any length, and any number of requests behind one that is answered.
+    Between two answers a whole head has to come within the time that a connection may be idle.
     """
 
     _since_body_bytes = 0  # of heads, chunks' sizes and trailers
+    _receiving = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.transport = cast(asyncio.Transport, _Joined(transport, self.loop))
+        idle_s, close = self.timeout_keep_alive, self.timeout_keep_alive_handler
+        self.timeout_keep_alive_task = self.loop.call_later(idle_s, close)
+
+    def _unset_keepalive_if_required(self) -> None:
+        if not self._receiving:  # bytes alone are no request: see on_headers_complete
+            super()._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         self._since_body_bytes += len(data)
+        self._receiving = True
         super().data_received(data)
+        self._receiving = False
         if self._since_body_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             if self.cycle is None or self.cycle.response_complete:
                 self.send_400_response(f"A head over {MAX_HEAD_BYTES} bytes.")
@@ -196,6 +206,7 @@ class Http(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin a request."""
+        super()._unset_keepalive_if_required()
         parser, url = self.parser, self.url
         if len(self.headers) > MAX_HEADERS or len(self.pipeline) >= PIPELINED_MAX:
             raise HttpParserError("too many headers or requests at once")

@@ -253,3 +253,62 @@ async def test_few_requests_wait_behind_one_and_have_few_headers(
         head = b"GET /json HTTP/1.1\r\n%b\r\n" % (b"a: b\r\n" * most)
         wire, count = await served(Http, [head])
         assert (wire.closed, count) == (most > MAX_HEADERS, int(most <= MAX_HEADERS))
+
+
+class Ending(Wire):
+    """Tells of its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = asyncio.Event()
+
+    def close(self) -> None:
+        """Be closed."""
+        super().close()
+        self.over.set()
+
+
+SLOW = {
+    "nothing": b"",
+    "a head": b"POST /json HTTP/1.1\r\nhost: here\r\na: ",
+    "the body of a request that was refused": HEAD + b"content-length: 1000000\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+async def test_bytes_alone_keep_no_connection(name: str) -> None:
+    protocol, wire = Http(config=config(), server_state=ServerState(), app_state={}), Ending()
+    protocol.timeout_keep_alive = 0.05  # type: ignore[assignment]
+    protocol.connection_made(wire)
+
+    async def trickle() -> None:
+        while not wire.closed:
+            if SLOW[name]:
+                protocol.data_received(b"b")
+            await asyncio.sleep(0.01)
+
+    if SLOW[name]:
+        protocol.data_received(SLOW[name])
+    trickling = asyncio.create_task(trickle())
+    async with asyncio.timeout(20):
+        await wire.over.wait()
+        await trickling
+    protocol.connection_lost(None)
+
+
+async def test_a_whole_head_has_all_the_time_for_its_answer() -> None:
+    protocol, wire = Http(config=config(), server_state=ServerState(), app_state={}), Wire()
+    protocol.connection_made(wire)
+    assert protocol.timeout_keep_alive_task is not None
+    protocol.data_received(HEAD + b"content-length: 3\r\n\r\n")
+    assert protocol.timeout_keep_alive_task is None
+    protocol.data_received(b"abc")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert wire.written.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert protocol.timeout_keep_alive_task is not None
+    protocol.data_received(b"GET /late HTT")
+    assert protocol.timeout_keep_alive_task is not None
+    protocol.data_received(b"P/1.1\r\n\r\n")
+    assert protocol.timeout_keep_alive_task is None
+    protocol.connection_lost(None)
