@@ -171,12 +171,24 @@ class Http(HttpToolsProtocol):
 
     _since_body_bytes = 0  # of heads, chunks' sizes and trailers
     _receiving = False
+    _running: RequestResponseCycle | None = None  # `cycle` is the last that came
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.transport = cast(asyncio.Transport, _Joined(transport, self.loop))
         idle_s, close = self.timeout_keep_alive, self.timeout_keep_alive_handler
         self.timeout_keep_alive_task = self.loop.call_later(idle_s, close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the request that is being answered, also where others wait behind it."""
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+        super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _unset_keepalive_if_required(self) -> None:
         if not self._receiving:  # bytes alone are no request: see on_headers_complete

@@ -312,3 +312,24 @@ async def test_a_whole_head_has_all_the_time_for_its_answer() -> None:
     protocol.data_received(b"P/1.1\r\n\r\n")
     assert protocol.timeout_keep_alive_task is None
     protocol.connection_lost(None)
+
+
+async def test_a_caller_that_leaves_ends_also_what_others_wait_behind() -> None:
+    begun, left = asyncio.Event(), asyncio.Event()
+
+    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+        request = HttpRequest(scope, receive, send)
+        await request.body(LIMIT)
+        begun.set()
+        await request.disconnected()
+        left.set()
+
+    made = uvicorn.Config(waits, lifespan="off", log_config=None, access_log=False, ws="none")
+    made.load()
+    protocol = Http(config=made, server_state=ServerState(), app_state={})
+    protocol.connection_made(Wire())
+    protocol.data_received(b"GET / HTTP/1.1\r\n\r\n" * 2)
+    async with asyncio.timeout(20):
+        await begun.wait()
+        protocol.connection_lost(None)
+        await left.wait()
