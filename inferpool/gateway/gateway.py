@@ -47,7 +47,7 @@ from inferpool.protocol.errors import BadRequest, InferpoolError, PaymentRequire
 from inferpool.protocol.forms import form_of
 from inferpool.protocol.images import ImagesRequest
 from inferpool.protocol.job import Job, Task
-from inferpool.protocol.limits import LEDGER_PATIENCE_S
+from inferpool.protocol.limits import LEDGER_PATIENCE_S, UNRESOLVED_HOLD_S
 from inferpool.protocol.offer import Service
 from inferpool.protocol.oip import InferRequest
 from inferpool.protocol.preferences import NO_PREFERENCES, RoutePreferences, preferences_of
@@ -58,7 +58,7 @@ from inferpool.transport.patience import Deadline
 
 _LOG = logging.getLogger("inferpool.gateway")
 _SEED_BYTES: Final = 4
-FORGIVE_S: Final = 600.0  # longer than a late receipt is asked for
+FORGIVE_S: Final = 4.0 * UNRESOLVED_HOLD_S  # longer than any hold waits for a late receipt
 
 
 @dataclass(slots=True)

@@ -65,6 +65,10 @@ class Reconciler:
     _ending: set[asyncio.Task[None]] = field(default_factory=set)
     _letting: dict[bytes, asyncio.TimerHandle] = field(default_factory=dict)
     flights: Flights = field(init=False)
+    _began_ms: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._began_ms = self.clock.now_ms()
 
     def soon(self, node: KnownNode, channel: PayerChannel) -> None:
         """Ask in a moment, and again with growing pauses until nothing is unresolved."""
@@ -252,7 +256,9 @@ class Reconciler:
             record = self._check(node, channel, signed)
             if record is None:
                 return
-            channel.book(receipt)
+            channel.book(receipt)  # what is refused here stays unresolved, and so has an end
+            self.flights.unresolved.pop(request_id, None)
+            self._lost.pop(request_id, None)
         except (ReceiptInvalid, Refused) as error:
             _LOG.error("late receipt of %s refused: %s", to_hex(node.address), error.message)
             node.failed(self.clock.now_ms(), "receipt_invalid")
@@ -266,9 +272,10 @@ class Reconciler:
             # it pays for: this one is our own cost. It never pays more than what was held.
             client = record.client_request_id
             held = without_fee(account.held.get(client.encode(), 0), self.fee_bps)
-            if late is None:  # of an earlier run, whose holds are gone
+            if late is None and record.started_ms < self._began_ms:
+                # Of an earlier run, whose holds are gone.
                 held = 0 if self._billed_elsewhere(record) else receipt.charge_pico_usd
-            elif late.ours:
+            elif late is None or late.ours:  # its node denied it, and its hold went
                 held = 0
             ours = client in self.flights.serving or client in self.flights.forgiven
             if held and not ours:
@@ -316,7 +323,6 @@ class Reconciler:
             if flight.cheated:
                 raise ReceiptInvalid("This answer's receipt was refused before.")
             check_late_receipt(signed, flight.attempt)
-            del self.flights.unresolved[request_id]
             return flight.record
         record = self._lost.get(request_id) or self._known(channel, request_id)
         if record is None:
@@ -330,7 +336,6 @@ class Reconciler:
         if channel.total_pico_usd + receipt.charge_pico_usd >= (channel.signed_max + 1) * unit:
             raise ReceiptInvalid("A late receipt charges more than any voucher of ours covers.")
         verify(receipt.digest(channel.chain_id), signed.signature, node.address)
-        self._lost.pop(request_id, None)
         return record
 
     def _known(self, channel: PayerChannel, request_id: bytes) -> AttemptRecord | None:

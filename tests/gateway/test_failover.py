@@ -219,6 +219,43 @@ async def test_a_hold_waits_for_a_node_that_is_gone_no_longer_than_its_bound() -
         assert made.account.spent_pico_usd == 0
 
 
+async def test_who_was_told_an_error_is_not_billed_as_long_as_its_hold_stands() -> None:
+    async with pool() as made:
+        made.liar.lose_answer = True
+
+        def silent(method: str, path: str) -> Fake | None:
+            if path.startswith("/inferpool/receipts"):
+                raise ConnectFailed("nobody listens")
+            return None
+
+        made.liar.instead = silent
+        assert (await made.chat()).status == 502
+        await asyncio.sleep(UNRESOLVED_HOLD_S - 100)
+        assert made.account.held_pico_usd > 0
+        made.liar.instead = lambda method, path: None
+        await late_receipts(made)
+        assert made.booked() == made.earned() > 0
+        assert made.account.spent_pico_usd == made.account.held_pico_usd == 0
+
+
+async def test_what_a_node_denied_and_charges_after_all_is_no_clients() -> None:
+    """Its hold is gone, and others may have spent that budget since."""
+    async with pool() as made:
+        made.liar.lose_answer = True
+
+        def denies(method: str, path: str) -> Fake | None:
+            return Fake([], status=404) if path.startswith("/inferpool/receipts") else None
+
+        made.liar.instead = denies
+        assert (await made.infer()).status == 502
+        await asyncio.sleep(300)
+        assert made.account.held_pico_usd == 0, "the node says that it owes nothing"
+        made.liar.instead = lambda method, path: None
+        await late_receipts(made)
+        assert made.booked() == made.earned() > 0, "its voucher covers it"
+        assert made.account.spent_pico_usd == 0
+
+
 async def test_of_two_late_receipts_the_last_nodes_is_the_clients() -> None:
     """The first node is cut, and the second dies between its last token and its receipt."""
     async with pool(2) as made:

@@ -174,6 +174,17 @@ def invented(liar: Liar, base: Receipt, seq: int, total: int, charge: int) -> Si
     return sign(made, liar.key, liar.chain_id)
 
 
+async def test_a_late_receipt_with_a_wrong_total_keeps_no_hold() -> None:
+    async with pool() as made:
+        alter = _more("charged_total_pico_usd", 1)
+        made.liar.on_late = lambda page: [item for one in page if (item := alter(made.liar, one))]
+        made.liar.lose_answer = True
+        assert (await made.infer()).status == 502
+        await asyncio.sleep(300)
+        assert made.booked() == made.account.spent_pico_usd == 0
+        assert made.account.held_pico_usd == 0, "nothing else will end it"
+
+
 async def test_a_settled_request_is_not_charged_again_under_another_number(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
