@@ -19,7 +19,11 @@ def all(directory: Path | None = None) -> tuple[Manifest, ...]:  # noqa: A001 - 
     own = sorted(directory.glob("*.toml")) if directory else []
     found = {manifest.name: manifest for manifest in _built_in()}
     for path in own:
-        manifest = read_manifest(path)
+        try:
+            manifest = read_manifest(path)
+        except OSError as error:
+            message = f"{path} cannot be read: {error.strerror}"
+            raise Refused(message, code="bad_manifest") from error
         if manifest.name in found:
             message = f"{path}: the name {manifest.name!r} is taken; choose another"
             raise Refused(message, code="bad_manifest")

@@ -25,6 +25,11 @@ RETRY_S: Final = 2.0
 COLD_S: Final = 5.0  # while a model is out of memory: somebody may be asking for it
 _TIMEOUT_S: Final = 10.0
 _ANSWER_MAX: Final = 64 * 1024
+# What is read of a gateway's word, as `gateway.feedback` tells it; the owner's programs rely on it.
+_WORD: Final[dict[str, type | tuple[type, ...]]] = {
+    "alive": bool, "asked": int, "chosen": int, "lost": dict, "failed": dict, "blocked_ms": int,
+    "held_back": str, "failing": (int, float), "unmet": list,
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -38,7 +43,7 @@ class Told:
 
     def to_wire(self) -> dict[str, object]:
         """For JSON."""
-        return {"accepted": self.accepted, "error": self.error, "at_ms": self.at_ms, **self.word}
+        return {**self.word, "accepted": self.accepted, "error": self.error, "at_ms": self.at_ms}
 
 
 class Pusher:
@@ -98,8 +103,18 @@ class Pusher:
         try:
             value = orjson.loads(answer)
             if response.status == 200:
-                return dict(value)
+                return _read_word(value)
             reason = str(value["error"]["message"])
         except (ValueError, KeyError, TypeError):
             reason = "its answer cannot be read"
         raise Refused(f"status {response.status}: {reason}", code="bad_encoding")
+
+
+def _read_word(value: dict[str, object]) -> dict[str, object]:
+    """Its known members, each of its kind. Raises TypeError."""
+    if not isinstance(value, dict):
+        raise TypeError
+    for name, kind in _WORD.items():
+        if name in value and not isinstance(value[name], kind):
+            raise TypeError(name)
+    return {name: value[name] for name in _WORD if name in value}

@@ -84,3 +84,10 @@ def test_small_chat_model_has_the_published_weights() -> None:
     (file,) = catalogue.load("smollm2-135m-instruct").files
     assert file.size == 98_362_432
     assert file.sha256 == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def test_a_manifest_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(Refused, match=r"folder.toml cannot be read: Is a directory") as caught:
+        catalogue.load("fake-chat", tmp_path)
+    assert caught.value.code == "bad_manifest"

@@ -24,6 +24,7 @@ from inferpool.protocol.limits import (
     PUSHES_AT_ONCE,
 )
 from inferpool.protocol.oip import InferRequest
+from inferpool.transport.asgi import HttpRequest, Receive, Scope, Send
 from inferpool.transport.memory import MemoryTransport
 
 
@@ -80,6 +81,39 @@ async def test_a_gateway_that_is_away_is_tried_again(tmp_path: Path) -> None:
         await until("it was pushed", lambda: told.accepted)
         job.cancel()
         await asyncio.wait([job])
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        {"lost": 5},
+        {"blocked_ms": "x"},
+        {"failed": None},
+        {"unmet": "fake-chat"},
+        {"alive": 1},
+        [["lost", 5]],
+        [],
+        "x",
+    ],
+    ids=repr,
+)
+async def test_a_gateways_nonsense_is_told_and_breaks_nothing(tmp_path: Path, word: Any) -> None:
+    """`node status` and `node doctor` read these; the gateway is somebody else's program."""
+
+    async def liar(scope: Scope, receive: Receive, send: Send) -> None:
+        await HttpRequest(scope, receive, send).answer_json(word)
+
+    async with net(tmp_path, registered=False) as world:
+        told = world.pusher.told[GATEWAY_URL]
+        pipe = MemoryTransport(liar)
+        await world.pusher.push(GATEWAY_URL, pipe)
+        assert (told.accepted, told.word) == (False, {})
+        assert told.error == "status 200: its answer cannot be read"
+        word = {"accepted": False, "error": "x", "lost": {"price": 1}}
+        await world.pusher.push(GATEWAY_URL, pipe)
+        found = told.to_wire()
+        assert (found["accepted"], found["error"], found["lost"]) == (True, "", {"price": 1})
+        await pipe.close()
 
 
 @pytest.mark.parametrize("spoil", ["junk", "stranger", "url", "ended", "size"])
