@@ -90,6 +90,8 @@ class Caller:
 
     async def begin(self, now_ms: int, shared: SharedLimits | None = None) -> None:
         """A request of it begins, and `end` follows. Raises RateLimited, Unavailable."""
+        if self.account.team is not (self.purses[1] if len(self.purses) > 1 else None):
+            self.__post_init__()  # the key changed its team while the body came
         if shared is not None and shared.concerns(self.account):
             self.shared = shared
         if self.shared is not None:

@@ -366,6 +366,26 @@ async def test_who_takes_a_lane_again_holds_nothing_of_the_dead_one(location: Lo
         assert {row.lane: row.held for row in rows} == {"lane-0": str(2 * ONE), "lane-1": "0"}
 
 
+async def test_a_key_that_changed_its_team_while_its_request_came_in_leaves_nothing_running(
+    location: Location,
+) -> None:
+    """Between the headers of a request and the end of its body there may be minutes."""
+    async with sides(location, 2) as made:
+        for name in ("old", "new"):
+            await made[0].access.create_team({"name": name, "concurrent": 1})
+        for name, team in (("web", "old"), ("bot", "old"), ("app", "new")):
+            await made[0].access.create({"name": name, "team": team})
+        caller = Caller(b"", await made[0].account("web"))
+        await made[0].access.limit("web", {"team": "new"})
+        await made[0].book.begin(await made[0].account("bot"))
+        await caller.begin(0, made[0].book)
+        caller.end()
+        await made[0].book.read(caller.account)
+        with pytest.raises(RateLimited):  # its place in the old team is not given away
+            await made[1].book.begin(await made[1].account("bot"))
+        await made[1].book.begin(await made[1].account("app"))
+
+
 async def test_what_a_team_lent_comes_back_to_it_where_the_key_has_left_it(
     location: Location,
 ) -> None:
