@@ -7,6 +7,7 @@ it gets work. An address may push ten at once and then one every two seconds.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -22,7 +23,8 @@ from inferpool.transport.asgi import HttpRequest
 
 @dataclass(slots=True)
 class PushLimit:
-    """A bucket an address; the address that was quiet the longest is forgotten first."""
+    """A bucket an address, or a /64 of IPv6, which is one line's; the one that was quiet the
+    longest is forgotten first."""
 
     every_ms: int = PUSH_EVERY_MS
     at_once: int = PUSHES_AT_ONCE
@@ -30,6 +32,7 @@ class PushLimit:
 
     def take(self, address: str, now_ms: int) -> None:
         """Count one push. Raises RateLimited with the time to wait."""
+        address = _line(address)
         until_ms = max(now_ms, self._until_ms.get(address, 0))
         if until_ms + self.every_ms - now_ms > self.at_once * self.every_ms:
             raise RateLimited(
@@ -41,6 +44,17 @@ class PushLimit:
         self._until_ms.move_to_end(address)
         if len(self._until_ms) > PUSHERS_MAX:
             self._until_ms.popitem(last=False)
+
+
+def _line(address: str) -> str:
+    """What one customer of a provider has: an IPv4 address, or the first half of an IPv6 one."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:  # behind a relay, or in this process
+        return address
+    if found.version == 4:
+        return str(found)
+    return str(found.ipv4_mapped or ipaddress.IPv6Address(int(found) >> 64 << 64))
 
 
 @dataclass(slots=True)

@@ -159,6 +159,21 @@ def test_a_bucket_lets_through_no_more_than_its_rate(pauses: list[int]) -> None:
             assert count <= PUSHES_AT_ONCE + (end - begin) // PUSH_EVERY_MS
 
 
+def test_an_ipv6_line_is_one_address_however_many_it_has() -> None:
+    limit = PushLimit()
+    for number in range(PUSHES_AT_ONCE):
+        limit.take(f"2001:db8::{number:x}:1", 0)
+    for address in ("2001:db8::ffff", "2001:db8:0:0:9::%eth0"):
+        with pytest.raises(RateLimited):
+            limit.take(address, 0)
+    limit.take("2001:db8:0:1::1", 0)
+    for _ in range(PUSHES_AT_ONCE):
+        limit.take("::ffff:192.0.2.1", 0)
+    with pytest.raises(RateLimited):
+        limit.take("192.0.2.1", 0)
+    limit.take("::ffff:192.0.2.2", 0)
+
+
 def test_addresses_are_forgotten_before_they_are_too_many() -> None:
     limit = PushLimit()
     for number in range(PUSHERS_MAX + 5):
