@@ -23,14 +23,21 @@ from inferpool.protocol.completion import CompletionRequest
 from inferpool.protocol.errors import BadRequest, InferpoolError, PaymentRequired, Unavailable
 from inferpool.protocol.forms import form_of
 from inferpool.protocol.lifecycle import AttemptState
-from inferpool.protocol.limits import ATTEMPTS_MAX, HELD_UNITS_MAX, STREAM_HEAD_TIMEOUT_S
+from inferpool.protocol.limits import (
+    ATTEMPTS_MAX,
+    HELD_UNITS_MAX,
+    READER_STALL_S,
+    STREAM_HEAD_TIMEOUT_S,
+)
 from inferpool.protocol.logprobs import Tokens
 from inferpool.protocol.offer import Service
 from inferpool.protocol.preferences import NO_PREFERENCES, RoutePreferences
 from inferpool.protocol.price import exact_pico_usd
 from inferpool.protocol.receipt import Outcome, SignedReceipt
 from inferpool.protocol.text import INTEGER_SAMPLERS, SAMPLERS
+from inferpool.transport.asgi import ClientLeft
 from inferpool.transport.base import AnswerInvalid, TransportError
+from inferpool.transport.patience import within
 
 if TYPE_CHECKING:
     from inferpool.gateway.gateway import Gateway
@@ -183,7 +190,7 @@ class TextRun:
                     async for together in pieces:
                         if not flight.record.first_ms:
                             self._started(flight)
-                        await self._deliver(together, candidate.service)
+                        await self._taken(together, candidate.service)
             except AnswerInvalid:
                 raise  # what came is not what was asked for, however much of it there is
             except TransportError:
@@ -200,6 +207,13 @@ class TextRun:
         if flight.record.state is AttemptState.SENT:
             flight.record.move(AttemptState.STREAMING)
             flight.record.first_ms = self.gateway.clock.now_ms()
+
+    async def _taken(self, together: list[Piece], service: Service) -> None:
+        """Deliver. Raises ClientLeft where it neither reads nor leaves: it holds a node's slot."""
+        try:
+            await within(self._deliver(together, service), READER_STALL_S)
+        except TimeoutError:
+            raise ClientLeft from None
 
     async def _deliver(self, together: list[Piece], service: Service) -> None:
         """Pass text on; ids count as delivered with the text that they stand behind."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 
-from inferpool.protocol.limits import UNRESOLVED_HOLD_S
+from inferpool.protocol.limits import READER_STALL_S, UNRESOLVED_HOLD_S
 from inferpool.transport.base import ConnectFailed, ConnectionCut
-from tests.gateway.parts import Fake, Liar, Pool, expected_text, pool, url_of
+from inferpool.transport.memory import MemoryTransport
+from tests.gateway.parts import CHAT, KEY_HEADER, Fake, Liar, Pool, expected_text, pool, url_of
 
 
 def price_of(answer: Any) -> int:
@@ -335,3 +337,26 @@ async def test_a_client_that_leaves_stops_the_work_and_pays_what_was_sent() -> N
         assert 0 < made.booked() == made.earned() < 30 * 600_000
         assert made.account.spent_pico_usd == made.booked()
         assert made.account.held_pico_usd == 0
+
+
+async def test_a_client_that_neither_reads_nor_leaves_holds_no_slot_for_ever() -> None:
+    async with pool(1) as made:
+        pipe = MemoryTransport(made.gateway.app, client=("127.0.0.1", 1))
+        asked = {
+            "model": "fake-chat",
+            "messages": [{"role": "user", "content": "hello"}],
+            "max_tokens": 1024,
+            "stream": True,
+        }
+        body = json.dumps(asked).encode()
+        response = await pipe.request("POST", CHAT, [KEY_HEADER], body, timeout_s=900.0)
+        assert response.status == 200
+        (known,) = made.known
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        while known.in_flight and loop.time() - begun < 10 * READER_STALL_S:  # noqa: ASYNC110
+            await asyncio.sleep(1)
+        assert READER_STALL_S <= loop.time() - begun < 2 * READER_STALL_S
+        assert not known.reasons, "that is not its node's fault"
+        await response.close()
+        await pipe.close()
