@@ -113,12 +113,11 @@ class KeyBook:
         return next((int(row.number) for row in rows if row.name == _VERSION), 0)
 
     async def refresh(self, *, always: bool = False) -> None:
-        """Read what other processes changed; whoever asks meanwhile waits for the same reading.
+        """Read what other processes changed; those who ask before it begins wait for one reading.
 
         `always`: also where no key changed, for what the others spent.
         """
-        if always:
-            await self.rest()  # one that is under way may have read too early
+        await self.rest()  # one that is under way may have read too early
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh(always=always), name="keys")
         task = self._refreshing

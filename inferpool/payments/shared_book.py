@@ -104,6 +104,7 @@ class SharedBook:
     _works: set[asyncio.Future[None]] = field(default_factory=set)
     _lapsed: bool = False
     _caught_up_s: float = 0.0
+    _next_reading: asyncio.Task[None] | None = None  # until it begins
 
     def start(self) -> None:
         """Begin to admit, to renew the lane, and to follow changes of keys."""
@@ -133,13 +134,30 @@ class SharedBook:
         return any(purse.limited or purse.rules.rates for purse in purses)
 
     async def catch_up(self, *, spending: bool = False) -> None:
-        """Read keys and rules that changed elsewhere; also what the others spent and hold."""
-        now_s = self.lane.monotonic()
+        """Read keys and rules that changed elsewhere; also what the others spent and hold.
+
+        Strangers may try keys as they like: so whoever asks waits for the next reading, of which
+        there is one in `_CATCH_UP_S`. One that began before may have read too early.
+        """
         if spending:
             await self.keys.refresh(always=True)
-        elif now_s >= self._caught_up_s + _CATCH_UP_S:  # strangers may try keys as they like
-            self._caught_up_s = now_s
-            await self.keys.refresh()
+            return
+        if self._next_reading is None:
+            self._next_reading = asyncio.create_task(self._read_keys(), name="catch up")
+            self._works.add(self._next_reading)
+            self._next_reading.add_done_callback(self._over)
+        await asyncio.shield(self._next_reading)
+
+    async def _read_keys(self) -> None:
+        await asyncio.sleep(self._caught_up_s + _CATCH_UP_S - self.lane.monotonic())
+        self._next_reading = None  # whoever asks from here on waits for another
+        self._caught_up_s = self.lane.monotonic()
+        await self.keys.refresh()
+
+    def _over(self, reading: asyncio.Task[None]) -> None:
+        self._works.discard(reading)
+        if not reading.cancelled():
+            reading.exception()  # those who waited were told, if they still do
 
     async def begin(self, account: Account) -> None:
         """One more request begins. Raises RateLimited, Unavailable."""

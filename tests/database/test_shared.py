@@ -264,6 +264,20 @@ async def test_keys_made_or_revoked_elsewhere_are_known_here(location: Location)
         assert made[1].keys.named("web")[1].rules.concurrent == 3
 
 
+async def test_a_key_that_was_made_a_moment_ago_is_known_to_all_who_ask(
+    location: Location,
+) -> None:
+    """Also right after a reading, and to each of many at once: none is told that it is unknown."""
+    async with sides(location, 2) as (one, other):
+        for number in range(5):
+            made = await one.access.create({"name": f"web-{number}"})
+            early = asyncio.create_task(other.book.catch_up())
+            for _ in range(3):
+                await other.book.catch_up()
+                assert other.keys.knows(made["key"])
+            await early
+
+
 async def test_two_processes_cannot_make_one_name_at_once(location: Location) -> None:
     async with sides(location, 2) as made:
         asked = (side.access.create({"name": "web"}) for side in made)
