@@ -430,8 +430,9 @@ class Gateway:
         """Bill nothing for requests whose caller was told nothing: what they cost is our own."""
         forgiven = self.flights.forgiven
         for client_id in client_ids:
-            forgiven.add(client_id)  # a receipt that comes late is nobody's bill
-            asyncio.get_running_loop().call_later(FORGIVE_S, forgiven.discard, client_id)
+            if client_id in self.flights.serving or self.flights.pending(client_id):
+                forgiven.add(client_id)  # a receipt that comes late is nobody's bill
+                asyncio.get_running_loop().call_later(FORGIVE_S, forgiven.discard, client_id)
             await self.ledger.settled()
             for record in self.ledger.attempts_of(client_id):
                 billed = record.billed_pico_usd + record.fee_pico_usd

@@ -240,6 +240,17 @@ async def test_who_was_told_an_error_is_not_billed_as_long_as_its_hold_stands() 
         assert made.account.spent_pico_usd == made.account.held_pico_usd == 0
 
 
+async def test_nothing_is_remembered_of_errors_that_nobody_can_charge_for() -> None:
+    async with pool() as made:
+
+        def gone(method: str, path: str) -> Fake | None:
+            raise ConnectFailed("nobody listens")
+
+        made.liar.instead = gone
+        assert (await made.chat()).status >= 500
+        assert not made.gateway.gateway.flights.forgiven
+
+
 async def test_what_a_node_denied_and_charges_after_all_is_no_clients() -> None:
     """Its hold is gone, and others may have spent that budget since."""
     async with pool() as made:
